@@ -1,0 +1,336 @@
+"""The typed configuration tree: the only place with defaults, and every check of a value.
+
+Hydra reads `conf/NAME.yaml` (a short delta over these defaults) and command-line overrides; a key that is not here is
+an error. Defaults are the paper's where it names a value (Section 4.1), so a 32-GPU run needs only paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+IMAGE_MULTIPLE = 28
+"""Sides of an image are multiples of this: 14-pixel patches, merged 2 x 2."""
+
+
+class ConfigError(ValueError):
+    """A request that cannot be run: one line with the key, what was got and what to set. Exit code 2."""
+
+
+@dataclass
+class ScenesConfig:
+    """Where scenes come from (`driving.sources.open_scenes`)."""
+
+    source: str = "procedural"
+    """procedural, files or av2."""
+    path: str = ""
+    """Folder of scene files or of AV2 logs; unused by procedural."""
+    count: int = 13000
+    """Training scenes (Section 4.1: 13,000 samples)."""
+    held_out: int = 1000
+    """Scenes kept for evaluation, never trained on."""
+    seed: int = 7
+    image_width: int = 1932
+    image_height: int = 1092
+    kinds: dict[str, float] = field(default_factory=dict)
+    """Mixture of generated kinds, name -> weight; empty takes the generator's own mixture."""
+
+
+@dataclass
+class EnvironmentConfig:
+    """The environment servers (CPU)."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    """0 takes a free port; a busy one is refused at start-up."""
+    perception: str = "oracle"
+    """What the agent's feedback and reward see: oracle (recorded future) or kinematic (constant velocity)."""
+    cache_scenes: int = 4096
+    """Scenes whose prepared scoring data is kept in memory."""
+    timeout_s: float = 120.0
+    retries: int = 4
+
+
+@dataclass
+class RolloutConfig:
+    """Rollout workers and their sampling; evaluation uses the same (Section 4.1)."""
+
+    workers: int = 1
+    max_turns: int = 6
+    max_answer_tokens: int = 256
+    max_context: int = 11500
+    temperature: float = 1.0
+    dtype: str = "bfloat16"
+    threads: int = 2
+    """CPU threads of one worker."""
+    heartbeat_timeout_s: float = 120.0
+    start_timeout_s: float = 600.0
+    rollout_timeout_s: float = 3600.0
+
+
+@dataclass
+class RewardConfig:
+    """Eq. 2: r = pdm_weight * PDMS + format_weight * format."""
+
+    pdm_weight: float = 0.8
+    format_weight: float = 0.2
+
+
+@dataclass
+class ModelConfig:
+    """What is trained. Without `hf` a tiny model of the sizes below starts from random weights."""
+
+    hf: str = ""
+    """Directory with a Qwen2.5-VL config.json and safetensors."""
+    tokenizer: str = ""
+    """Directory with tokenizer.json; empty takes the one in `hf`, or the tiny one that is shipped."""
+    hidden_size: int = 256
+    layers: int = 3
+    heads: int = 2
+    kv_heads: int = 2
+    ffn_size: int = 512
+    vision_hidden_size: int = 128
+    vision_layers: int = 2
+    dtype: str = "bfloat16"
+
+
+@dataclass
+class ParallelConfig:
+    """Training ranks: world = tensor * pipeline * data."""
+
+    tensor: int = 4
+    pipeline: int = 1
+    data: int = 8
+    threads: int = 1
+    """CPU threads of one training rank."""
+
+
+@dataclass
+class SFTConfig:
+    """Cold start on single-turn and two-turn data (Section 3.2); skipped when `steps` is 0."""
+
+    steps: int = 6720
+    """215,000 samples, batch 128, 4 epochs (Section 4.1)."""
+    batch_size: int = 128
+    micro_batch_size: int = 16
+    lr: float = 4e-5
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    two_turn_share: float = 0.4
+    """Share of two-turn samples in a batch; paper: 50,000 of 130,000 trajectory samples."""
+    seed: int = 11
+
+
+@dataclass
+class MtGRPOConfig:
+    """Algorithm 1 and Eqs. 2-4; defaults of Section 4.1."""
+
+    estimator: str = "cross_turn"
+    """sequence (Table 3 ID 1), per_turn (ID 2, Eq. 3) or cross_turn (ID 3)."""
+    iterations: int = 1
+    """I: how often the reference is set to the policy."""
+    steps: int = 300
+    """M: steps an iteration."""
+    inner_updates: int = 1
+    """mu: passes over a step's batch."""
+    group_size: int = 8
+    prompts_per_step: int = 256
+    mini_batch_prompts: int = 128
+    micro_batch_tokens: int = 16384
+    lr: float = 1e-6
+    weight_decay: float = 0.0
+    clip_grad: float = 1.0
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coefficient: float = 0.01
+    kl_estimator: str = "k3"
+
+
+@dataclass
+class TransferConfig:
+    """How episodes reach the trainer (Section 3.4)."""
+
+    ipss: bool = True
+    """Stream each finished episode while others still generate; false: wait for all, pixels per rollout."""
+    iptc: bool = True
+    """Keep the step's tensors on the device for log-prob, reference and update; false: build them anew each time."""
+    link: str = "shm"
+    """shm (one node) or zmq (many)."""
+    threads: int = 2
+    in_flight: int = 64
+    image_store_mb: int = 1024
+    tensor_cache_mb: int = 4096
+
+
+@dataclass
+class ValidationConfig:
+    """Held-out evaluation inside a run."""
+
+    every_steps: int = 25
+    """0: only before SFT, after SFT and after RL."""
+    scenes: int = 200
+
+
+@dataclass
+class CheckpointConfig:
+    """What is kept; resuming is `resume=true` with the same run_dir."""
+
+    every_steps: int = 25
+    keep: int = 2
+
+
+@dataclass
+class LoggingConfig:
+    """Beside metrics.jsonl and summary.json, which are always written."""
+
+    tensorboard: bool = True
+    wandb_project: str = ""
+    recorded_episodes: int = 6
+    """Episodes of each rollout dump that the report shows."""
+
+
+@dataclass
+class Config:
+    """One job: `nemo-mtdrive rl --config-name NAME key=value ...`."""
+
+    run_dir: str = "runs/rl"
+    seed: int = 1
+    resume: bool = False
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    mtgrpo: MtGRPOConfig = field(default_factory=MtGRPOConfig)
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def world_size(self) -> int:
+        """Number of training ranks."""
+        return self.parallel.tensor * self.parallel.pipeline * self.parallel.data
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def load_config(name: str, overrides: Sequence[str], config_dir: Path = CONF_DIR) -> Config:
+    """Compose `config_dir/name.yaml` with overrides like `mtgrpo.steps=10` and check it.
+
+    Raises:
+        ConfigError: unknown name or key, a value of the wrong type, or one that `check` refuses.
+    """
+    if not config_dir.is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: no such folder")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+            composed = compose(name, overrides=list(overrides))
+        config = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"--config-name {name}: {_first_lines(error)}") from error
+    assert isinstance(config, Config)
+    check(config)
+    return config
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the whole tree as YAML."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def read_config(path: Path) -> Config:
+    """Read what `save_config` wrote."""
+    loaded = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+    assert isinstance(loaded, DictConfig)
+    config = OmegaConf.to_object(loaded)
+    assert isinstance(config, Config)
+    return config
+
+
+def _first_lines(error: BaseException) -> str:
+    """The part of a Hydra or OmegaConf message that says what is wrong, on one line."""
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    return "; ".join(lines[:2])
+
+
+def check(config: Config) -> None:
+    """Refuse values that cannot work, before any process or GPU is taken.
+
+    Raises:
+        ConfigError: the first key that is wrong, what was got and what to set.
+    """
+    _check_choices(config)
+    _check_positive(config, "")
+    for key, side in (("image_width", config.scenes.image_width), ("image_height", config.scenes.image_height)):
+        if side % IMAGE_MULTIPLE:
+            raise ConfigError(f"scenes.{key}={side}: set it to a multiple of {IMAGE_MULTIPLE}")
+    rl = config.mtgrpo
+    if rl.group_size < 2:
+        raise ConfigError(f"mtgrpo.group_size={rl.group_size}: set it to 2 or more; a group of one has no advantage")
+    if rl.prompts_per_step % rl.mini_batch_prompts:
+        raise ConfigError(f"mtgrpo.mini_batch_prompts={rl.mini_batch_prompts}: set it to a divisor of "
+                          f"mtgrpo.prompts_per_step={rl.prompts_per_step}")
+    if config.sft.batch_size % (config.parallel.data * config.sft.micro_batch_size):
+        raise ConfigError(f"sft.batch_size={config.sft.batch_size}: set it to a multiple of parallel.data * "
+                          f"sft.micro_batch_size = {config.parallel.data * config.sft.micro_batch_size}")
+    for name in ("heads", "kv_heads"):
+        if not config.model.hf and getattr(config.model, name) % config.parallel.tensor:
+            raise ConfigError(f"model.{name}={getattr(config.model, name)}: set it to a multiple of "
+                              f"parallel.tensor={config.parallel.tensor}")
+    if config.scenes.source != "procedural" and not Path(config.scenes.path).is_dir():
+        raise ConfigError(f"scenes.path={config.scenes.path!r}: no such folder; set it to a folder of "
+                          f"{'scene files' if config.scenes.source == 'files' else 'AV2 logs'}")
+    if config.model.hf and not (Path(config.model.hf) / "config.json").is_file():
+        raise ConfigError(f"model.hf={config.model.hf!r}: no config.json there; set it to a Qwen2.5-VL directory")
+
+
+CHOICES = {
+    "scenes.source": ("procedural", "files", "av2"),
+    "environment.perception": ("oracle", "kinematic"),
+    "rollout.dtype": ("float32", "bfloat16"),
+    "model.dtype": ("float32", "bfloat16"),
+    "mtgrpo.estimator": ("sequence", "per_turn", "cross_turn"),
+    "mtgrpo.kl_estimator": ("k1", "k2", "k3"),
+    "transfer.link": ("shm", "zmq"),
+}
+
+MAY_BE_ZERO = frozenset(
+    "seed scenes.seed environment.port environment.retries rollout.temperature reward.pdm_weight reward.format_weight"
+    " sft.steps sft.warmup_steps sft.weight_decay sft.two_turn_share sft.seed mtgrpo.steps mtgrpo.weight_decay"
+    " mtgrpo.kl_coefficient mtgrpo.clip_grad validation.every_steps validation.scenes checkpoint.every_steps"
+    " logging.recorded_episodes".split()
+)
+
+
+def _check_choices(config: Config) -> None:
+    for key, choices in CHOICES.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value not in choices:
+            raise ConfigError(f"{key}={value}: set it to one of {', '.join(choices)}")
+
+
+def _check_positive(node: Any, prefix: str) -> None:
+    for item in fields(node):
+        value, key = getattr(node, item.name), f"{prefix}{item.name}"
+        if is_dataclass(value):
+            _check_positive(value, f"{key}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            least = 0 if key in MAY_BE_ZERO else 1 if isinstance(value, int) else None
+            if value < 0 or (least is None and value <= 0) or (least == 1 and value < 1):
+                raise ConfigError(f"{key}={value}: set it to {'0 or more' if least == 0 else 'a positive number'}")
