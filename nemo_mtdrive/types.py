@@ -143,7 +143,9 @@ class RolloutTask:
     """0 is greedy."""
     purpose: str = "train"
     """"train" or "validation"."""
+    slot: int = 0
+    """Place of the task in its step: a scene may be drawn twice in a step, where one epoch ends and the next begins."""
 
     def episode_id(self, index: int) -> str:
         """The id of the index-th episode; the same task gives the same ids, so repeats are recognised."""
-        return f"{self.purpose}/{self.step}/{self.scene_id}/{index}"
+        return f"{self.purpose}/{self.step}/{self.slot}/{self.scene_id}/{index}"

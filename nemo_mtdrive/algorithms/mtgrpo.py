@@ -1,0 +1,199 @@
+"""mtGRPO (Algorithm 1): the trainer. `MTGRPOTrainer.step` reads like lines 6 to 13 of the paper's listing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nemo_mtdrive.algorithms.advantage import group_advantages
+from nemo_mtdrive.algorithms.batch import Image, MicroBatch, build_micro_batch, pack, pad
+from nemo_mtdrive.algorithms.loss import LossSettings, mtgrpo_loss
+from nemo_mtdrive.algorithms.metrics import logprob_gap, rollout_metrics
+from nemo_mtdrive.algorithms.policy import Policy
+from nemo_mtdrive.config import MtGRPOConfig
+from nemo_mtdrive.data.sampler import EpochSampler
+from nemo_mtdrive.dialogue.tokenizer import Tokenizer
+from nemo_mtdrive.telemetry.timers import StepTimers
+from nemo_mtdrive.types import NOT_OURS, Episode, Group, RolloutTask
+
+
+class Rollouts(Protocol):
+    """Where groups come from: rollout workers behind IPSS, or the baseline transfer."""
+
+    def generate(self, tasks: list[RolloutTask]) -> list[Group]:
+        """All groups of the tasks, in their order; the images stay available until the next call."""
+
+    def image(self, key: str) -> Image:
+        """RGB [H, W, 3] of an image key of the last groups."""
+
+    def publish(self, policy: Policy) -> None:
+        """Put the policy's weights into the engines; tasks of a new version may follow."""
+
+    @property
+    def policy_version(self) -> int:
+        """Number of the last published weights."""
+
+    def collect(self) -> dict[str, float]:
+        """Transfer metrics since the last call."""
+
+
+class TensorCache(Protocol):
+    """IPTC, or nothing of it: builds or keeps the tensors of a micro-batch."""
+
+    def get(self, key: str, build: Callable[[], MicroBatch]) -> MicroBatch:
+        """The tensors of a key on the device."""
+
+    def end_step(self) -> dict[str, float]:
+        """Drop what the step held; returns hit and byte metrics."""
+
+
+@dataclass
+class TrainingMicroBatch:
+    """Episodes that are scored together, with what the phases of a step add."""
+
+    key: str
+    episodes: list[Episode]
+    advantages: list[NDArray[np.float32]]
+    """[T] of each episode: A of the token's turn, 0 for tokens that are not the model's own."""
+    weights: list[float]
+    old_logprobs: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+
+
+MiniBatch = list[TrainingMicroBatch]
+
+
+class MTGRPOTrainer:
+    """Multi-turn group relative policy optimization of a policy on scenes."""
+
+    def __init__(self, settings: MtGRPOConfig, policy: Policy, rollouts: Rollouts, cache: TensorCache,
+                 tokenizer: Tokenizer, scene_ids: list[str], seed: int, temperature: float) -> None:
+        self.settings = settings
+        self.policy = policy
+        self.rollouts = rollouts
+        self.cache = cache
+        self.tokenizer = tokenizer
+        self.scene_ids = scene_ids
+        self.seed = seed
+        self.temperature = temperature
+        self.timers = StepTimers()
+        self.groups: list[Group] = []
+        """The groups of the last step, for recording."""
+        self._sampler = EpochSampler(len(scene_ids), seed)
+        self._loss = LossSettings(settings.clip_low, settings.clip_high, settings.kl_coefficient, settings.kl_estimator)
+
+    def step(self, step: int) -> dict[str, float]:
+        """One step of Algorithm 1: sample questions (6), roll out under pi_old (7, 8), score (9), update (10 to 13)."""
+        tasks = self.draw_tasks(step)
+        with self.timers("rollout"):
+            self.groups = self.rollouts.generate(tasks)
+        with self.timers("advantage"):
+            mini_batches = self.assemble(step, self.groups)
+        self.policy.set_lr(self.settings.lr)
+        with self.timers("log_prob"):
+            self.recompute_old_logprobs(mini_batches)
+        with self.timers("reference"):
+            self.compute_reference_logprobs(mini_batches)
+        updates = []
+        with self.timers("update"):
+            for _ in range(self.settings.inner_updates):
+                updates += [self.update(mini_batch) for mini_batch in mini_batches]
+        metrics = rollout_metrics(self.groups, self.settings.estimator) | _mean(updates)
+        metrics |= logprob_gap([micro for mini_batch in mini_batches for micro in mini_batch])
+        with self.timers("weight_sync"):
+            self.rollouts.publish(self.policy)
+        return metrics | self.cache.end_step() | self.rollouts.collect() | self.timers.collect()
+
+    def draw_tasks(self, step: int) -> list[RolloutTask]:
+        """Line 6: the questions of this step, each to be rolled out G times."""
+        count = self.settings.prompts_per_step
+        chosen = self._sampler.take(step * count, count)
+        return [RolloutTask(scene_id=self.scene_ids[index], group_size=self.settings.group_size,
+                            seed=int(np.random.SeedSequence((self.seed, step, slot)).generate_state(1)[0]),
+                            policy_version=self.rollouts.policy_version, step=step, slot=slot,
+                            temperature=self.temperature)
+                for slot, index in enumerate(chosen)]
+
+    def assemble(self, step: int, groups: list[Group]) -> list[MiniBatch]:
+        """Line 10: advantages of every token, and the episodes in mini-batches of whole groups and micro-batches of
+        similar length. This data rank keeps its share; a mini-batch without a valid episode is left out."""
+        size = self.settings.mini_batch_prompts
+        mini_batches = []
+        for number, start in enumerate(range(0, len(groups), size)):
+            rows = [row for group in groups[start:start + size] for row in self._rows(group, len(groups[start:start + size]))]
+            packed = pack([len(episode.tokens) for episode, _, _ in rows], self.settings.micro_batch_tokens)
+            mine = packed[self.policy.data_rank::self.policy.data_size]
+            if rows:
+                mini_batches.append([
+                    TrainingMicroBatch(f"{step}/{number}/{i}", *map(list, zip(*(rows[j] for j in indices), strict=True)))
+                    for i, indices in enumerate(mine)])
+        return mini_batches
+
+    def _rows(self, group: Group, questions: int) -> list[tuple[Episode, NDArray[np.float32], float]]:
+        """(episode, A of each token, weight 1 / (questions * rollouts)) of the valid episodes of a group (Eq. 4)."""
+        advantages = group_advantages(group, self.settings.estimator)
+        valid = [(e, a) for e, a in zip(group.episodes, advantages, strict=True) if e.valid and e.turns]
+        rows = []
+        for episode, of_turn in valid:
+            own = episode.turn_of_token != NOT_OURS
+            of_token = np.zeros(len(episode.tokens), dtype=np.float32)
+            of_token[own] = of_turn[episode.turn_of_token[own]]
+            rows.append((episode, of_token, 1.0 / (questions * len(valid))))
+        return rows
+
+    def recompute_old_logprobs(self, mini_batches: list[MiniBatch]) -> None:
+        """log pi_old by the trainer itself: the engine's own differ by its numerics, and the ratio must start at 1."""
+        for micro in _each(mini_batches):
+            (micro.old_logprobs,) = self.policy.get_inference_log_probs([self.tensors(micro)])
+
+    def compute_reference_logprobs(self, mini_batches: list[MiniBatch]) -> None:
+        """log pi_ref for the KL term; not needed where beta is 0."""
+        if self.settings.kl_coefficient == 0:
+            for micro in _each(mini_batches):
+                micro.reference_logprobs = micro.old_logprobs
+            return
+        micros = list(_each(mini_batches))
+        found = self.policy.get_init_policy_logprobs([self.tensors(micro) for micro in micros])
+        for micro, logprobs in zip(micros, found, strict=True):
+            micro.reference_logprobs = logprobs
+
+    def update(self, mini_batch: MiniBatch) -> dict[str, float]:
+        """Line 12: one optimizer step on a mini-batch."""
+        self.policy.loss_function = self._micro_batch_loss
+        batch = []
+        for micro in mini_batch:
+            assert micro.old_logprobs is not None and micro.reference_logprobs is not None
+            batch.append(self.tensors(micro) | {"old_logprobs": micro.old_logprobs,
+                                                "reference_logprobs": micro.reference_logprobs})
+        self.policy.prepare_for_training_step()
+        loss, metrics = self.policy.get_loss_and_metrics(batch, forward_only=False)
+        return {"loss": loss, "grad_norm": self.policy.finish_training_step()} | metrics
+
+    def tensors(self, micro: TrainingMicroBatch) -> MicroBatch:
+        """The micro-batch on the device: from IPTC, or built anew for each phase without it."""
+        def build() -> MicroBatch:
+            tensors = build_micro_batch(micro.episodes, self.rollouts.image, self.tokenizer)
+            tensors["advantages"] = pad(micro.advantages, torch.float32)
+            tensors["weights"] = torch.tensor(micro.weights, dtype=torch.float32)
+            return self.policy.to_device(tensors)
+
+        return self.cache.get(micro.key, build)
+
+    def _micro_batch_loss(self, logprobs: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        return mtgrpo_loss(logprobs, batch["old_logprobs"], batch["reference_logprobs"], batch["advantages"],
+                           batch["mask"], batch["weights"], self._loss)
+
+
+def _each(mini_batches: list[MiniBatch]) -> list[TrainingMicroBatch]:
+    return [micro for mini_batch in mini_batches for micro in mini_batch]
+
+
+def _mean(updates: list[dict[str, float]]) -> dict[str, float]:
+    """Metrics of a step's optimizer updates, averaged; nothing where every episode was invalid."""
+    return {name: float(np.mean([update[name] for update in updates])) for name in (updates[0] if updates else {})}

@@ -1,0 +1,56 @@
+"""What the trainers need of a policy pi_theta; `models.qwen25_vl.Qwen25VLModel` is one.
+
+The names of the methods are NeMo-Aligner's (`AlignableGenerativeInterface`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+MicroBatch = dict[str, Tensor]
+LossFunction = Callable[[Tensor, MicroBatch], tuple[Tensor, dict[str, Tensor]]]
+"""(log-probs [B, T], micro-batch) -> (loss, metrics); losses of micro-batches and data ranks are summed."""
+
+
+class Policy(Protocol):
+    """A trainable policy, sharded over tensor, pipeline and data ranks; every rank calls every method."""
+
+    loss_function: LossFunction | None
+
+    @property
+    def data_rank(self) -> int:
+        """Which of the data-parallel replicas this rank belongs to."""
+
+    @property
+    def data_size(self) -> int:
+        """Number of data-parallel replicas."""
+
+    def to_device(self, batch: MicroBatch) -> MicroBatch:
+        """The same tensors where the model computes."""
+
+    def set_lr(self, lr: float) -> None:
+        """Learning rate of the next optimizer steps."""
+
+    def set_reference(self) -> None:
+        """pi_ref <- pi_theta (Algorithm 1, line 4)."""
+
+    def prepare_for_training_step(self) -> None:
+        """Zero the gradients."""
+
+    def get_loss_and_metrics(self, batch: Sequence[MicroBatch], forward_only: bool) -> tuple[float, dict[str, float]]:
+        """Sum of losses and metrics over micro-batches and data ranks; gradients unless `forward_only`."""
+
+    def finish_training_step(self) -> float:
+        """One optimizer step; returns the gradient's norm before clipping."""
+
+    def get_inference_log_probs(self, batch: Sequence[MicroBatch]) -> list[Tensor]:
+        """[B, T] fp32 log pi_theta of each token, a tensor a micro-batch, without gradient."""
+
+    def get_init_policy_logprobs(self, batch: Sequence[MicroBatch]) -> list[Tensor]:
+        """The same under pi_ref."""
+
+    def export_weights(self) -> Iterator[tuple[str, Any]]:
+        """(HF name, full tensor) of every weight; all ranks take part."""
