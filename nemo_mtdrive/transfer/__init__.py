@@ -1,0 +1,11 @@
+"""The data plane: episodes from rollout workers to training ranks, images once a node, weights back. No pickle anywhere.
+
+    segments  a run's folder in shared memory: who is alive, what is left over
+    images    content-addressed image store; pixels as Qwen2.5-VL wants them
+    wire      Episode <-> checked frames
+    link      the two protocols, and the factory that picks a wire (shm, zmq, baseline)
+    stream    worker side of IPSS: serialise and send while others generate
+    collect   trainer side: the episodes of a step, exactly once, as groups
+    tensors   the step's device tensors, shared by the phases (IPTC)
+    weights   full HF-named weights, trainer to engines
+"""
