@@ -1,0 +1,211 @@
+"""The main job as a training rank lives it: evaluate, SFT cold start, evaluate, mtGRPO, evaluate; resumable anywhere.
+
+All ranks run the same code on the same episodes and so decide alike; rank 0 alone speaks to the workers, writes metrics,
+dumps and summary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_mtdrive.algorithms.mtgrpo import MTGRPOTrainer
+from nemo_mtdrive.algorithms.policy import Policy
+from nemo_mtdrive.algorithms.rollouts import RolloutClient
+from nemo_mtdrive.algorithms.sft import SFTTrainer
+from nemo_mtdrive.callbacks.checkpointing import CheckpointStore
+from nemo_mtdrive.config import Config
+from nemo_mtdrive.data.curate import SceneArguments
+from nemo_mtdrive.data.prepare import Splits
+from nemo_mtdrive.data.single_turn import question
+from nemo_mtdrive.driving.scene import Scene
+from nemo_mtdrive.evaluation.evaluate import Bootstrap, facts_of, summarise
+from nemo_mtdrive.telemetry.metrics import MetricsLogger
+from nemo_mtdrive.telemetry.progress import Bar, Progress
+from nemo_mtdrive.telemetry.recorder import EpisodeRecorder
+from nemo_mtdrive.types import Episode, Group, RolloutTask
+
+EVALUATION_STEP = 0
+BOOTSTRAP = Bootstrap(resamples=1000, seed=0)
+
+
+@dataclass(frozen=True)
+class JobState:
+    """Where a job is; stored with each checkpoint."""
+
+    phase: str
+    """"sft" or "rl"."""
+    step: int
+    """Steps of the phase that are done."""
+
+
+class TrainingJob:
+    """One rank's part of the main job."""
+
+    def __init__(self, config: Config, run_dir: Path, policy: Policy, rollouts: RolloutClient,
+                 sft: SFTTrainer | None, rl: MTGRPOTrainer, splits: Splits, scenes: SceneArguments,
+                 checkpoints: CheckpointStore, progress: Progress, rank: int) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.policy = policy
+        self.rollouts = rollouts
+        self.sft = sft
+        self.rl = rl
+        self.splits = splits
+        self.checkpoints = checkpoints
+        self.progress = progress
+        self.is_main = rank == 0
+        self._scenes = scenes.open()
+        self._summary = Summary(run_dir / "summary.json")
+        # read once, before any collective call: a rank that looked later could see what rank 0 has just added
+        self._evaluated = set(self._summary.read()) if config.resume else set()
+        self._recorder = EpisodeRecorder(run_dir, max_episodes=config.logging.recorded_episodes, with_tokens=False)
+
+    def run(self) -> None:
+        """Everything that is not done yet."""
+        state = self.resume()
+        if self.sft is not None and state.phase == "sft":
+            if state.step == 0:
+                self.evaluate("before_sft")
+            self.run_sft(state.step)
+            state = JobState("rl", 0)
+        self.rollouts.publish(self.policy)
+        self.evaluate("after_sft" if self.sft is not None else "before_rl")
+        self.run_rl(state.step)
+        self.evaluate("after_rl")
+        self.rollouts.stop()
+
+    def resume(self) -> JobState:
+        """Load the last whole checkpoint, if the job is to be resumed and there is one; else start with the policy."""
+        start = JobState("sft" if self.sft is not None else "rl", 0)
+        found = self.checkpoints.latest() if self.config.resume else None
+        if found is None:
+            if self.is_main:
+                self._summary.clear()
+            self.policy.set_reference()
+            self.rollouts.publish(self.policy)
+            return start
+        state = JobState(**found.state["job"])
+        self.policy.load(found.path)
+        self.rollouts.resume(found.state["policy_version"])
+        self.progress.note(f"resumed from {found.path}: {state.phase} step {state.step}")
+        return state
+
+    def run_sft(self, done: int) -> None:
+        """SFT from step `done` on; a checkpoint at the end and every `checkpoint.sft_every_steps`."""
+        assert self.sft is not None
+        settings = self.config.sft
+        with self._metrics("sft", done) as metrics, \
+                self.progress.phase("SFT", total=settings.steps, unit="steps") as bar:
+            bar.advance(done)
+            for step in range(done, settings.steps):
+                values = self.sft.step(step)
+                metrics.log(step, values)
+                bar.advance(1, loss=values["loss"])
+                if (step + 1) % self.config.checkpoint.sft_every_steps == 0 and step + 1 < settings.steps:
+                    self.save(JobState("sft", step + 1))
+        self.policy.set_reference()
+        self.save(JobState("rl", 0))
+
+    def run_rl(self, done: int) -> None:
+        """Algorithm 1 from step `done` on: I iterations of M steps."""
+        settings = self.config.mtgrpo
+        total = settings.iterations * settings.steps
+        with self._metrics("rl", done) as metrics, self.progress.phase("mtGRPO", total=total, unit="steps") as bar:
+            bar.advance(done)
+            for step in range(done, total):
+                if step % settings.steps == 0 and step > 0:
+                    self.policy.set_reference()  # line 4
+                values = self.rl.step(step)
+                metrics.log(step, values)
+                self.record("train", step, self.rl.groups)
+                bar.advance(1, reward=values.get("reward/mean", float("nan")), kl=values.get("kl", float("nan")),
+                            gap=values.get("logprob_gap/max", float("nan")))
+                every = self.config.checkpoint.every_steps
+                if step + 1 == total or every and (step + 1) % every == 0:
+                    self.save(JobState("rl", step + 1))
+                validate = self.config.validation.every_steps
+                if validate and (step + 1) % validate == 0 and step + 1 < total:
+                    self.evaluate(f"rl_step_{step + 1}")
+
+    def evaluate(self, name: str) -> None:
+        """Roll out the held-out scenes once each with the training sampler and add the row to summary.json."""
+        if name in self._evaluated:
+            return
+        ids = self.splits.held_out[:self.config.validation.scenes]
+        if not ids:
+            return
+        tasks = [RolloutTask(scene_id=scene_id, group_size=1, seed=self.config.seed, policy_version=self.rollouts.policy_version,
+                             step=EVALUATION_STEP, temperature=self.config.rollout.temperature, purpose=name, slot=slot)
+                 for slot, scene_id in enumerate(ids)]
+        with self.progress.phase(f"evaluate {name.replace('_', ' ')}", total=len(tasks), unit="scenes") as bar:
+            groups = self.rollouts.generate(tasks, bar)
+        episodes = [episode for group in groups for episode in group.episodes]
+        if self.is_main:
+            facts = {scene_id: facts_of(self._scenes.load(scene_id)) for scene_id in ids}
+            self._summary.add(name, summarise(episodes, facts=facts, bootstrap=BOOTSTRAP))
+        self.record(name, EVALUATION_STEP, groups)
+
+    def record(self, purpose: str, step: int, groups: Sequence[Group]) -> None:
+        """Dump a few episodes for the report, with their scenes and pictures."""
+        if not self.is_main or not self.config.logging.recorded_episodes:
+            return
+        episodes: list[Episode] = [episode for group in groups for episode in group.episodes]
+        chosen = sorted({episode.scene_id for episode in episodes})[:self.config.logging.recorded_episodes]
+        scenes: dict[str, Scene] = {scene_id: self._scenes.load(scene_id) for scene_id in chosen}
+        kept = [episode for episode in episodes if episode.scene_id in scenes]
+        images = {key: self.rollouts.image(key) for episode in kept for key in episode.image_keys}
+        self._recorder.record(step, purpose, kept, prompts={name: question(scene) for name, scene in scenes.items()},
+                              images=images, scenes=scenes)
+
+    def save(self, state: JobState) -> None:
+        """A checkpoint with weights, optimizer, reference and where the job is."""
+        self.checkpoints.save(f"{state.phase}-{state.step:06d}", self.policy.save,
+                              {"job": asdict(state), "policy_version": self.rollouts.policy_version})
+
+    def _metrics(self, phase: str, done: int) -> MetricsLogger | NoMetrics:
+        if not self.is_main:
+            return NoMetrics()
+        logging = self.config.logging
+        return MetricsLogger(self.run_dir, phase=phase, resume_step=done - 1 if done else None,
+                             tensorboard=logging.tensorboard,
+                             wandb={"project": logging.wandb_project} if logging.wandb_project else None)
+
+
+class NoMetrics:
+    """What ranks other than 0 log to."""
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> NoMetrics:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class Summary:
+    """summary.json: one row a finished evaluation, written whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[str, Any]:
+        """What is there; empty where no evaluation is done."""
+        return json.loads(self._path.read_text()) if self._path.exists() else {}
+
+    def add(self, name: str, row: Any) -> None:
+        """Add or replace a row."""
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(self.read() | {name: row}, indent=1))
+        temporary.replace(self._path)
+
+    def clear(self) -> None:
+        """Forget the rows of an earlier run of the same directory."""
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,243 @@
+"""`nemo-mtdrive COMMAND`: results to stdout, progress to stderr; exit 0 done, 1 the work failed, 2 the request was wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nemo_mtdrive import __version__
+from nemo_mtdrive.config import CONF_DIR, Config, ConfigError, load_config
+
+DONE, FAILED, WRONG_REQUEST = 0, 1, 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int | None = options.run(options)
+        return DONE if code is None else code
+    except KeyboardInterrupt:
+        print("nemo-mtdrive: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout went away, as `| head` does
+        sys.stderr.close()
+        return DONE
+    except Exception as error:
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """One line for what a user can mend; a traceback for what is our fault."""
+    from nemo_mtdrive.launch import JobFailed, JobInterrupted
+
+    if isinstance(error, JobInterrupted):
+        print(f"nemo-mtdrive: {error}; run it again with resume=true to go on", file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, JobFailed):
+        print(f"nemo-mtdrive: {error}", file=sys.stderr)
+        return FAILED
+    if isinstance(error, (ConfigError, ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError,
+                          PermissionError)):
+        print(f"nemo-mtdrive: {error}", file=sys.stderr)
+        return WRONG_REQUEST
+    raise error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nemo-mtdrive", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_add_score, _add_scenes, _add_curate, _add_rl, _add_report, _add_processes):
+        add(commands)
+    return parser
+
+
+Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _command(commands: argparse._SubParsersAction, name: str, summary: str, run: Callable, example: str,
+             ) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=summary, epilog=f"example: {example}", allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-name", default="demo_cpu", metavar="NAME", help="conf/NAME.yaml (default: %(default)s)")
+    parser.add_argument("--config-dir", type=Path, default=CONF_DIR, metavar="DIR", help="folder of configs")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE",
+                        help="any key of nemo_mtdrive/config.py, e.g. mtgrpo.steps=10, scenes=av2, run_dir=runs/a")
+
+
+def _config(options: argparse.Namespace) -> Config:
+    return load_config(options.config_name, options.overrides, options.config_dir)
+
+
+def _add_score(commands: argparse._SubParsersAction) -> None:
+    parser = _command(commands, "score", "score trajectories by NAVSIM v1 (NC DAC TTC EP C DDC PDMS), a JSON line a case",
+                      _score, "nemo-mtdrive score tests/golden/pdm/g014_intersection_straight.json")
+    parser.add_argument("scenes", nargs="+", metavar="SCENE.json")
+    parser.add_argument("--perception", choices=("oracle", "kinematic"), default="oracle",
+                        help="recorded future, or constant velocity from t = 0 (default: %(default)s)")
+    parser.add_argument("--trajectory", metavar="FILE", help="JSON 8 x [x, y, heading] for scenes without cases")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from nemo_mtdrive.pdm.command import score
+
+    for line in score(options.scenes, options.perception, options.trajectory):
+        print(json.dumps(line), flush=True)
+
+
+def _add_scenes(commands: argparse._SubParsersAction) -> None:
+    group = commands.add_parser("scenes", help="generate, import and show scenes", allow_abbrev=False)
+    kinds = group.add_subparsers(metavar="ACTION", required=True)
+    generate = _command(kinds, "generate", "write generated scenes and their front images", _generate,
+                        "nemo-mtdrive scenes generate --count 20 --seed 7 --out scenes")
+    generate.add_argument("--count", type=_positive, required=True)
+    generate.add_argument("--seed", type=int, default=7)
+    generate.add_argument("--out", type=Path, required=True, metavar="DIR")
+    imports = _command(kinds, "import", "turn real logs into scene files", _import,
+                       "nemo-mtdrive scenes import av2 LOGS --out scenes")
+    imports.add_argument("source", choices=("av2",))
+    imports.add_argument("path", type=Path, metavar="DIR")
+    imports.add_argument("--out", type=Path, required=True, metavar="DIR")
+    for parser in (generate, imports):
+        parser.add_argument("--width", type=_positive, default=1932, help="of the image [px] (default: %(default)s)")
+        parser.add_argument("--height", type=_positive, default=1092, help="of the image [px] (default: %(default)s)")
+    show = _command(kinds, "show", "draw a scene: front image beside a bird's-eye view", _show,
+                    "nemo-mtdrive scenes show scenes/p0000007.json")
+    show.add_argument("scene", type=Path, metavar="SCENE")
+    show.add_argument("--out", type=Path, metavar="PNG", help="default: beside the scene")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from nemo_mtdrive.driving.command import generate_scenes
+    from nemo_mtdrive.process import available_cpus
+    from nemo_mtdrive.telemetry.progress import open_progress
+
+    with open_progress(sys.stderr, plain_every_s=10.0) as progress, \
+            progress.phase("scenes", total=options.count, unit="scenes") as bar:
+        generate_scenes(options.count, options.seed, options.out, options.width, options.height, {}, available_cpus(),
+                        bar.advance)
+    print(options.out)
+
+
+def _import(options: argparse.Namespace) -> None:
+    from nemo_mtdrive.driving.command import import_av2
+    from nemo_mtdrive.telemetry.progress import open_progress
+
+    with open_progress(sys.stderr, plain_every_s=10.0) as progress:
+        import_av2(options.path, options.out, options.width, options.height, progress)
+    print(options.out)
+
+
+def _show(options: argparse.Namespace) -> None:
+    from nemo_mtdrive.driving.command import show_scene
+
+    out = options.out or options.scene.with_suffix(".show.png")
+    show_scene(options.scene, out)
+    print(out)
+
+
+def _add_curate(commands: argparse._SubParsersAction) -> None:
+    parser = _command(commands, "curate", "SFT data of scene files: JSON lines and images in the HF conversation format",
+                      _curate, "nemo-mtdrive curate multi-turn --scenes scenes --out sft_data")
+    parser.add_argument("kind", choices=("single-turn", "multi-turn"))
+    parser.add_argument("--scenes", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--perception", choices=("oracle", "kinematic"), default="oracle")
+    parser.add_argument("--workers", type=_positive, default=2)
+
+
+def _curate(options: argparse.Namespace) -> None:
+    from nemo_mtdrive.data.curate import CurationTask, SceneArguments, curate
+    from nemo_mtdrive.telemetry.progress import open_progress
+
+    arguments = SceneArguments("files", str(options.scenes), 0, 0, 0, 0)
+    kinds = ("single_turn",) if options.kind == "single-turn" else ("two_turn",)
+    ids = list(arguments.open().ids())
+    task = CurationTask(arguments, options.out, options.perception, kinds)
+    with open_progress(sys.stderr, plain_every_s=10.0) as progress, \
+            progress.phase("SFT data", total=len(ids), unit="scenes") as bar:
+        counts = curate(task, ids, options.workers, bar.advance)
+    print(json.dumps({"scenes": len(ids), **counts}))
+
+
+def _add_rl(commands: argparse._SubParsersAction) -> None:
+    for name, summary in (("rl", "the whole main job: scenes, SFT cold start, mtGRPO, evaluation, report"),
+                          ("sft", "the main job up to the SFT checkpoint and its evaluation (mtgrpo.steps=0)")):
+        parser = _command(commands, name, summary, _rl,
+                          f"nemo-mtdrive {name} --config-name demo_cpu run_dir=runs/mine mtgrpo.estimator=per_turn")
+        _add_config(parser)
+        parser.set_defaults(only_sft=name == "sft")
+
+
+def _rl(options: argparse.Namespace) -> None:
+    from nemo_mtdrive.jobs import run_rl
+
+    config = _config(options)
+    if options.only_sft:
+        config.mtgrpo.steps = 0
+    run_rl(config)
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    parser = _command(commands, "report", "write RUN/report.html anew from what the run recorded", _report,
+                      "nemo-mtdrive report runs/demo")
+    parser.add_argument("run", type=Path, metavar="RUN")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from nemo_mtdrive.evaluation.report import write_report
+
+    print(write_report(options.run))
+
+
+def _add_processes(commands: argparse._SubParsersAction) -> None:
+    """The processes of a job; `rl` starts them on one machine, srun on a cluster."""
+    serve = _command(commands, "serve-env", "one environment server of a run", _serve_env,
+                     "nemo-mtdrive serve-env --run-dir runs/demo")
+    worker = _command(commands, "rollout-worker", "one rollout worker of a run", _rollout_worker,
+                      "nemo-mtdrive rollout-worker --run-dir runs/demo --index 0")
+    worker.add_argument("--index", type=int, default=0)
+    rank = _command(commands, "train-rank", "one training rank of a run (RANK, WORLD_SIZE, ... in the environment)",
+                    _train_rank, "nemo-mtdrive train-rank --run-dir runs/demo")
+    for parser in (serve, worker, rank):
+        parser.add_argument("--run-dir", type=Path, required=True, metavar="RUN")
+
+
+def _serve_env(options: argparse.Namespace) -> int:
+    from nemo_mtdrive.ranks import serve_environment
+
+    return serve_environment(options.run_dir)
+
+
+def _rollout_worker(options: argparse.Namespace) -> int:
+    from nemo_mtdrive.ranks import run_rollout_worker
+
+    return run_rollout_worker(options.run_dir, options.index)
+
+
+def _train_rank(options: argparse.Namespace) -> int:
+    from nemo_mtdrive.ranks import run_training_rank
+
+    return run_training_rank(options.run_dir)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {value}, set it to 1 or more")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

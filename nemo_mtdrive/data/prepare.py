@@ -1,0 +1,87 @@
+"""What a run needs on disk before its processes start: scenes, their split, SFT data, and the baseline drivers' scores.
+
+Everything is written whole and found again, so a run that was stopped here goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_mtdrive.config import Config, ConfigError
+from nemo_mtdrive.data.curate import CurationTask, SceneArguments, curate
+from nemo_mtdrive.data.sampler import split_ids
+from nemo_mtdrive.driving.command import generate_scenes
+from nemo_mtdrive.process import available_cpus
+from nemo_mtdrive.telemetry.progress import Progress
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Scene ids to train on and scene ids to evaluate on; no log is in both."""
+
+    train: list[str]
+    held_out: list[str]
+
+
+def scene_arguments(config: Config, run_dir: Path) -> SceneArguments:
+    """Where the processes of a run open its scenes: generated ones lie as files in the run directory."""
+    scenes = config.scenes
+    generated = scenes.source == "procedural"
+    return SceneArguments(
+        source="files" if generated else scenes.source,
+        path=str(run_dir / "scenes") if generated else scenes.path,
+        count=scenes.count + scenes.held_out,
+        seed=scenes.seed,
+        width=scenes.image_width,
+        height=scenes.image_height,
+    )
+
+
+def prepare(config: Config, run_dir: Path, progress: Progress) -> Splits:
+    """Make what is missing of scenes, split and SFT data; see the module's docstring.
+
+    Raises:
+        ConfigError: the scenes do not suffice for the held-out part.
+    """
+    workers = available_cpus()
+    arguments = scene_arguments(config, run_dir)
+    if config.scenes.source == "procedural":
+        _generate(config, run_dir / "scenes", workers, progress)
+    splits = _split(config, arguments, run_dir / "splits.json")
+    if config.sft.steps:
+        task = CurationTask(arguments, run_dir / "sft_data", config.environment.perception)
+        with progress.phase("SFT data", total=len(splits.train), unit="scenes") as bar:
+            counts = curate(task, splits.train, workers, bar.advance)
+        progress.note("SFT data: " + ", ".join(f"{count} {kind.replace('_', '-')} samples"
+                                               for kind, count in sorted(counts.items())))
+    return splits
+
+
+def _generate(config: Config, out: Path, workers: int, progress: Progress) -> None:
+    scenes = config.scenes
+    count = scenes.count + scenes.held_out
+    with progress.phase("scenes", total=count, unit="scenes") as bar:
+        generate_scenes(count, scenes.seed, out, scenes.image_width, scenes.image_height, dict(scenes.kinds), workers,
+                        bar.advance)
+
+
+def _split(config: Config, arguments: SceneArguments, path: Path) -> Splits:
+    ids = list(arguments.open().ids())
+    try:
+        train, held_out = split_ids(ids, config.scenes.held_out, config.scenes.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    splits = Splits(train[:config.scenes.count], held_out)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({"train": splits.train, "held_out": splits.held_out}))
+    temporary.replace(path)
+    return splits
+
+
+def read_splits(run_dir: Path) -> Splits:
+    """What `prepare` decided."""
+    return Splits(**json.loads((run_dir / "splits.json").read_text()))
+

@@ -1,0 +1,120 @@
+"""The jobs that a person starts: `nemo-mtdrive rl` from nothing to a report, one function to read in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nemo_mtdrive.config import Config, ConfigError, read_config, save_config
+from nemo_mtdrive.data.prepare import prepare, read_splits, scene_arguments
+from nemo_mtdrive.evaluation.baselines import DRIVERS, summarise_drivers
+from nemo_mtdrive.evaluation.evaluate import Bootstrap
+from nemo_mtdrive.evaluation.report import write_readme_picture, write_report
+from nemo_mtdrive.evaluation.tables import terminal_table
+from nemo_mtdrive.launch import run_processes
+from nemo_mtdrive.pdm.agent import PDMAgent
+from nemo_mtdrive.telemetry.events import EventDisplay
+from nemo_mtdrive.telemetry.progress import Progress, format_seconds, open_progress
+
+PLAIN_EVERY_S = 10.0
+"""Least time between two progress lines where stderr is no terminal [s]."""
+BOOTSTRAP = Bootstrap(resamples=1000, seed=0)
+
+
+def run_rl(config: Config) -> Path:
+    """The whole main job of a config: scenes, SFT data, SFT, mtGRPO, evaluation, report; returns the run directory.
+
+    Raises:
+        ConfigError: the run directory belongs to another job, or a value that only shows on use.
+        JobFailed, JobInterrupted: see `launch`.
+    """
+    started = time.monotonic()
+    run_dir = open_run_dir(config)
+    with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
+        prepare(config, run_dir, progress)
+        baselines = score_baselines(config, run_dir, progress)
+        with EventDisplay(progress) as display:
+            run_processes(config, run_dir, display.show)
+    summary = finish_summary(run_dir, baselines, time.monotonic() - started)
+    report = write_report(run_dir)
+    write_readme_picture(run_dir, run_dir / "demo.png")
+    show_result(run_dir, report, summary)
+    return run_dir
+
+
+def open_run_dir(config: Config) -> Path:
+    """Make the run directory and keep the config in it.
+
+    Raises:
+        ConfigError: it holds a run with another config, which resuming or mixing would spoil.
+    """
+    run_dir = Path(config.run_dir).resolve()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run_dir={config.run_dir}: {error.strerror}; set it to a folder that can be written") from error
+    path = run_dir / "config.yaml"
+    if path.exists():
+        refuse_other_config(config, path)
+    save_config(config, path)
+    return run_dir
+
+
+def refuse_other_config(config: Config, path: Path) -> None:
+    """Scenes and data found in a run directory are used again, so they must be of the same config."""
+    old = read_config(path)
+    for section in ("scenes", "seed"):
+        if getattr(old, section) != getattr(config, section):
+            raise ConfigError(f"run_dir={config.run_dir}: it holds a run with other `{section}`; set another run_dir, or "
+                              "remove this one")
+    if config.resume:
+        for section in ("model", "parallel", "sft", "mtgrpo", "reward", "rollout"):
+            if getattr(old, section) != getattr(config, section):
+                raise ConfigError(f"resume=true: {config.run_dir} was run with other `{section}`; resume with the same "
+                                  "config")
+
+
+def score_baselines(config: Config, run_dir: Path, progress: Progress) -> dict[str, Any]:
+    """Rows of the constant-velocity driver and the human on the scenes that the model is evaluated on."""
+    scenes = scene_arguments(config, run_dir).open()
+    ids = read_splits(run_dir).held_out[:config.validation.scenes]
+    agent = PDMAgent(perception=config.environment.perception, cache_size=1)
+    with progress.phase("baseline drivers", total=len(ids), unit="scenes") as bar:
+        def loaded():
+            for scene_id in ids:
+                yield scenes.load(scene_id)
+                bar.advance()
+        return summarise_drivers(loaded(), agent, drivers=DRIVERS, bootstrap=BOOTSTRAP)
+
+
+def finish_summary(run_dir: Path, baselines: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Add baselines, the last checkpoint and the time to summary.json."""
+    path = run_dir / "summary.json"
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    checkpoints = sorted(p.name for p in (run_dir / "checkpoints").glob("*") if p.is_dir())
+    summary = rows | baselines | {"seconds": round(seconds, 1), "checkpoints": checkpoints}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(summary, indent=1))
+    temporary.replace(path)
+    return summary
+
+
+def show_result(run_dir: Path, report: Path, summary: dict[str, Any]) -> None:
+    """The table and the paths, on stdout."""
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
+    console.print(terminal_table(summary, title="Held-out scenes"))
+    print(f"time        {format_seconds(summary['seconds'])}")
+    print(f"report      {_short(report)}")
+    for name in summary["checkpoints"][-1:]:
+        print(f"checkpoint  {_short(run_dir / 'checkpoints' / name)}")
+
+
+def _short(path: Path) -> str:
+    """The path from here where it is below, else whole."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
