@@ -1,0 +1,93 @@
+"""Log-probabilities and entropies of given tokens from logits that are sharded over the vocabulary.
+
+The same numbers as NeMo-Aligner's `from_parallel_logits_to_logprobs` (a test holds them together), but the memory is the
+logits' own: softmax is rebuilt block by block in the backward pass, and no [B, T, vocabulary] one-hot is made. Everything
+is computed in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_BLOCK = 1024
+"""Rows (tokens) of logits worked on at once."""
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, lengths: Tensor, want_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    """Score the tokens of right-padded sequences.
+
+    Args:
+        logits: [B, T, vocabulary / tp].
+        tokens: int64 [B, T].
+        lengths: int64 [B], real tokens of each row.
+
+    Returns:
+        logprobs float32 [B, T]: entry t is log p(tokens[t] | tokens[<t]), 0 at t = 0 and past the row's length;
+        entropy float32 [B, T] of the distribution that token t was drawn from, aligned alike, or None.
+    """
+    batch, length = tokens.shape
+    targets = tokens.roll(-1, dims=1)
+    logprobs, entropy = _VocabParallelScores.apply(logits.flatten(0, 1), targets.flatten(), want_entropy)
+    real = torch.arange(1, length, device=tokens.device) < lengths[:, None]
+
+    def align(scores: Tensor) -> Tensor:
+        shifted = scores.view(batch, length)[:, :-1]
+        return torch.nn.functional.pad(torch.where(real, shifted, shifted.new_zeros(())), (1, 0))
+
+    return align(logprobs), align(entropy) if want_entropy else None
+
+
+class _VocabParallelScores(torch.autograd.Function):
+    """[N, V / tp] logits, [N] targets -> [N] log-probs and [N] entropies (zeros when not wanted)."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, want_entropy: bool) -> tuple[Tensor, Tensor]:
+        group = parallel_state.get_tensor_model_parallel_group()
+        start = parallel_state.get_tensor_model_parallel_rank() * logits.shape[1]
+        local = targets - start
+        elsewhere = (local < 0) | (local >= logits.shape[1])
+        local = local.masked_fill(elsewhere, 0)
+
+        peak = logits.amax(dim=1).float()
+        dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
+        sums = torch.zeros(3, len(targets), device=logits.device)
+        for rows in _blocks(len(targets)):
+            shifted = logits[rows].float() - peak[rows, None]
+            sums[1, rows] = shifted.gather(1, local[rows, None]).squeeze(1).masked_fill(elsewhere[rows], 0.0)
+            weights = shifted.exp()
+            sums[0, rows] = weights.sum(dim=1)
+            if want_entropy:
+                sums[2, rows] = weights.mul_(shifted).sum(dim=1)
+        dist.all_reduce(sums, group=group)
+        total, target, weighted = sums
+        log_total = total.log()
+        entropy = log_total - weighted / total if want_entropy else torch.zeros_like(log_total)
+        ctx.save_for_backward(logits, peak + log_total, local, elsewhere, entropy)
+        ctx.want_entropy = want_entropy
+        return target - log_total, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, logprob_gradient: Tensor, entropy_gradient: Tensor) -> tuple[Tensor, None, None]:
+        logits, normaliser, local, elsewhere, entropy = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        for rows in _blocks(len(local)):
+            logprobs = logits[rows].float() - normaliser[rows, None]
+            scale = -logprob_gradient[rows, None]
+            if ctx.want_entropy:  # dH/dlogit = -p (log p + H)
+                scale = scale - entropy_gradient[rows, None] * (logprobs + entropy[rows, None])
+            block = logprobs.exp_().mul_(scale)
+            chosen = logprob_gradient[rows].masked_fill(elsewhere[rows], 0.0)
+            block.scatter_add_(1, local[rows, None], chosen[:, None])
+            gradient[rows] = block
+        return gradient, None, None
+
+
+def _blocks(rows: int) -> list[slice]:
+    return [slice(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK)]

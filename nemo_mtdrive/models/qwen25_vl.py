@@ -1,0 +1,302 @@
+"""Qwen2.5-VL as the trainers see it: NeMo's model class behind NeMo-Aligner's interface, run by megatron's schedule.
+
+The same calls serve SFT and mtGRPO. A trainer sets `loss_function`, cuts its batch into micro-batches and does, each step::
+
+    model.set_lr(lr)
+    model.prepare_for_training_step()
+    loss, metrics = model.get_loss_and_metrics(microbatches, forward_only=False)
+    gradient_norm = model.finish_training_step()
+
+A micro-batch is a dict of tensors: tokens int64 [B, T], positions int64 [3, B, T], lengths int64 [B], and where there are
+images pixel_values float32 [N, 1176], image_grid_thw int64 [n, 3], image_index int64 [runs] (which of the n images feeds
+each run of placeholders); plus whatever the loss function reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from nemo.collections.vlm.qwen2vl.model.base import Qwen2VLModel
+from torch import Tensor
+from transformers import Qwen2_5_VLConfig
+
+from nemo_mtdrive.models import parallel, parameters
+from nemo_mtdrive.models.aligner import AlignableGenerativeInterface
+from nemo_mtdrive.models.architecture import Qwen25VLConfig, megatron_config
+from nemo_mtdrive.models.logprobs import token_logprobs
+from nemo_mtdrive.models.network import Qwen25VLNetwork
+
+Microbatch = dict[str, Any]
+LossFunction = Callable[[Tensor, Microbatch], tuple[Tensor, dict[str, Tensor]]]
+"""(logprobs float32 [B, T] with entry 0 zero, micro-batch) -> (loss to be summed, {name: number to be summed}). When
+`want_entropy` is set the micro-batch that it sees has "entropy" float32 [B, T] too."""
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Adam's settings; the learning rate comes with each step (`set_lr`)."""
+
+    clip_gradient: float
+    """Largest norm of the whole gradient; above 0."""
+    weight_decay: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    distributed: bool
+    """Shard the optimizer's state over the data-parallel ranks (GPU only)."""
+
+
+class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
+    """See the module's docstring. `module` is this rank's part of the network, a `Qwen25VLNetwork`."""
+
+    module: Qwen25VLNetwork
+
+    def __init__(self, config: Qwen25VLConfig, optimizer_options: OptimizerOptions, engine: Any = None) -> None:
+        super().__init__(config, model_version="qwen25-vl")
+        self.hf_config = Qwen2_5_VLConfig.from_dict(config.hf)
+        self.optimizer_options = optimizer_options
+        self.engine = engine
+        self.loss_function: LossFunction | None = None
+        self.want_entropy = False
+        self.optimizer: MegatronOptimizer | None = None
+        self.reference: dict[str, Tensor] | None = None
+        """This rank's shards of the reference weights pi_ref, on the CPU."""
+        self._trained: list[DistributedDataParallel] = []  # a list: torch must not register the network twice
+
+    # ---- weights
+
+    def load_hf_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take whole weights under HF's names; every rank copies its shard."""
+        parameters.load_hf_state(self.module, self.hf_config, state)
+        if self.optimizer is not None:
+            self.optimizer.reload_model_params()
+
+    def export_hf_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield whole weights under HF's names on every rank; all ranks must run it to the end together."""
+        return parameters.export_hf_state(self.module, self.hf_config)
+
+    @torch.no_grad()
+    def set_reference(self) -> None:
+        """pi_ref <- pi_theta (Algorithm 1): keep a copy of the current weights."""
+        self.reference = {name: tensor.detach().cpu().clone() for name, tensor in self.module.named_parameters()}
+
+    # ---- training
+
+    def prepare_for_training(self) -> None:
+        """Wrap the network for data parallelism and make the optimizer; later calls only put it in training mode."""
+        if self.optimizer is None:
+            self._make_optimizer()
+        self.module.train()
+
+    def finish_training(self) -> None:
+        """Training stops for a while (rollouts come next)."""
+        self.module.eval()
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next steps."""
+        for group in self._optimizer().param_groups:
+            group["lr"] = lr
+
+    def prepare_for_training_step(self) -> None:
+        """Zero the gradients."""
+        self._trained[0].zero_grad_buffer()
+        self._optimizer().zero_grad()
+
+    def get_loss_and_metrics(self, batch: Sequence[Microbatch], forward_only: bool) -> tuple[float, dict[str, float]]:
+        """Run the loss function over the micro-batches and, unless `forward_only`, its gradients.
+
+        What is optimised is the plain sum of the losses over all micro-batches and data-parallel ranks: the loss
+        function normalises. Returns that sum and the metrics summed alike, equal on every rank.
+        """
+        if self.loss_function is None:
+            raise RuntimeError("loss_function is not set: the algorithm sets it before training")
+        # mcore averages over micro-batches and data-parallel ranks; this makes it a sum again.
+        scale = float(len(batch) * parallel.ranks().data_size)
+
+        def reduce(output: Tensor, microbatch: Microbatch) -> tuple[Tensor, dict[str, Tensor]]:
+            logprobs, entropy = self._score(output, microbatch, self.want_entropy)
+            seen = microbatch if entropy is None else microbatch | {"entropy": entropy}
+            assert self.loss_function is not None
+            loss, metrics = self.loss_function(logprobs, seen)
+            return loss * scale, {"loss": loss.detach(), **metrics}
+
+        results = self._schedule(batch, reduce, forward_only)
+        summed: dict[str, float] | None = None
+        if parallel.ranks().is_last_stage:
+            summed = {name: sum(float(result[name]) for result in results) for name in results[0]}
+        metrics = parallel.share_from_last_stage(summed)
+        return metrics.pop("loss"), metrics
+
+    def finish_training_step(self) -> float:
+        """Step the optimizer; returns the norm of the whole gradient before clipping.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; the weights are spoilt, resume from a checkpoint.
+        """
+        done, norm, _ = self._optimizer().step()
+        if not done or norm is None or not math.isfinite(norm):
+            raise FloatingPointError(f"gradient norm {norm}: lower the learning rate and resume from the last checkpoint")
+        return float(norm)
+
+    # ---- scoring
+
+    def get_inference_log_probs(self, microbatches: Sequence[Microbatch]) -> list[Tensor]:
+        """float32 [B, T] for each micro-batch, on every rank, without gradients; entry 0 and padding are 0."""
+
+        def reduce(output: Tensor, microbatch: Microbatch, **_: Any) -> Tensor:
+            return self._score(output, microbatch, want_entropy=False)[0]
+
+        training = self.module.training
+        self.module.eval()
+        results = self._schedule(microbatches, reduce, forward_only=True, collect=True)
+        self.module.train(training)
+        if parallel.ranks().pipeline_size == 1:
+            return results
+        flat = torch.cat([result.flatten() for result in results]) if results else torch.empty(0)
+        sizes = [microbatch["tokens"].shape for microbatch in microbatches]
+        parts = parallel.broadcast_from_last_stage(flat).split([math.prod(size) for size in sizes])
+        return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
+
+    def get_init_policy_logprobs(self, rollout_batches: Sequence[Microbatch]) -> list[Tensor]:
+        """`get_inference_log_probs` under the reference weights, which are swapped in and out again bit by bit."""
+        if self.reference is None:
+            raise RuntimeError("no reference weights: call set_reference() first")
+        current = {name: tensor.detach().clone() for name, tensor in self.module.named_parameters()}
+        self._copy_in(self.reference)
+        try:
+            return self.get_inference_log_probs(rollout_batches)
+        finally:
+            self._copy_in(current)
+
+    # ---- generation
+
+    def prepare_for_inference(self) -> None:
+        """Rollouts come next."""
+        self.module.eval()
+
+    def infer(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate with the rollout engine given at construction; the arguments are `Engine.generate`'s."""
+        if self.engine is None:
+            raise RuntimeError("this model has no rollout engine: give engine= when it is built")
+        return self.engine.generate(*args, **kwargs)
+
+    def finish_inference(self) -> None:
+        """Rollouts are done."""
+        self.module.train()
+
+    # ---- inside
+
+    def _make_optimizer(self) -> None:
+        options = self.optimizer_options
+        if options.clip_gradient <= 0:
+            raise ValueError(f"clip_gradient={options.clip_gradient}: set it above 0 (a large number switches it off)")
+        data_parallel = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True, use_distributed_optimizer=options.distributed
+        )
+        wrapped = DistributedDataParallel(self.config, data_parallel, self.module)
+        wrapped.broadcast_params()
+        self.config.finalize_model_grads_func = finalize_model_grads
+        self.config.no_sync_func = wrapped.no_sync
+        config = OptimizerConfig(
+            optimizer="adam",
+            lr=0.0,
+            bf16=self.config.bf16,
+            params_dtype=self.config.params_dtype,
+            clip_grad=options.clip_gradient,
+            weight_decay=options.weight_decay,
+            adam_beta1=options.beta1,
+            adam_beta2=options.beta2,
+            adam_eps=options.epsilon,
+            use_distributed_optimizer=options.distributed,
+        )
+        self._trained = [wrapped]
+        self.optimizer = get_megatron_optimizer(config, [wrapped])
+
+    def _optimizer(self) -> MegatronOptimizer:
+        if self.optimizer is None:
+            raise RuntimeError("the model is not being trained: call prepare_for_training() first")
+        return self.optimizer
+
+    def _schedule(
+        self, microbatches: Sequence[Microbatch], reduce: Callable[..., Any], forward_only: bool, collect: bool = False
+    ) -> list[Any]:
+        """Run megatron's schedule (with or without pipeline); returns what `reduce` gave, on the last stage."""
+        if not microbatches:
+            raise ValueError("no micro-batches: every data-parallel rank needs at least one")
+        device = parallel.device()
+
+        def step(iterator: Iterator[Microbatch], network: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+            microbatch = _to(next(iterator), device)
+            output = network(
+                microbatch["tokens"],
+                microbatch["positions"],
+                microbatch.get("pixel_values"),
+                microbatch.get("image_grid_thw"),
+                microbatch.get("image_index"),
+            )
+            return output, lambda output, **options: reduce(output, microbatch, **options)
+
+        batch, length = microbatches[0]["tokens"].shape
+        with torch.set_grad_enabled(not forward_only):
+            return get_forward_backward_func()(
+                forward_step_func=step,
+                data_iterator=iter(microbatches),
+                model=[self.module if forward_only else self._trained[0]],
+                num_microbatches=len(microbatches),
+                seq_length=length,
+                micro_batch_size=batch,
+                forward_only=forward_only,
+                collect_non_loss_data=collect,
+            )
+
+    def _score(self, logits: Tensor, microbatch: Microbatch, want_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        return token_logprobs(logits, microbatch["tokens"], microbatch["lengths"], want_entropy)
+
+    @torch.no_grad()
+    def _copy_in(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.module.named_parameters():
+            tensor.copy_(state[name])
+
+
+def build_model(
+    hf_config: Mapping[str, Any] | Qwen2_5_VLConfig,
+    *,
+    optimizer: OptimizerOptions,
+    sequence_parallel: bool,
+    dtype: torch.dtype,
+    max_length: int,
+    recompute: bool,
+    engine: Any = None,
+) -> Qwen25VLModel:
+    """Build this rank's part of the model on its device; `parallel.initialise` comes first, the weights after.
+
+    Sizes of the tensor and pipeline groups are those that `parallel.initialise` was given; see `megatron_config`.
+    """
+    ranks = parallel.ranks()
+    config = megatron_config(
+        hf_config,
+        tensor_size=ranks.tensor_size,
+        pipeline_size=ranks.pipeline_size,
+        sequence_parallel=sequence_parallel,
+        dtype=dtype,
+        max_length=max_length,
+        recompute=recompute,
+    )
+    model = Qwen25VLModel(config, optimizer, engine)
+    model.configure_model()
+    model.module.to(device=parallel.device(), dtype=dtype)
+    return model
+
+
+def _to(microbatch: Microbatch, device: torch.device) -> Microbatch:
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in microbatch.items()
+    }
