@@ -96,11 +96,10 @@ class ModelConfig:
     """Directory with tokenizer.json; empty takes the one in `hf`, or the tiny one that is shipped."""
     hidden_size: int = 256
     layers: int = 3
-    heads: int = 2
-    kv_heads: int = 2
     ffn_size: int = 512
     vision_hidden_size: int = 128
     vision_layers: int = 2
+    vision_ffn_size: int = 256
     dtype: str = "bfloat16"
 
 
@@ -186,6 +185,8 @@ class CheckpointConfig:
     """What is kept; resuming is `resume=true` with the same run_dir."""
 
     every_steps: int = 25
+    """RL steps between checkpoints; 0: only the last."""
+    sft_every_steps: int = 500
     keep: int = 2
 
 
@@ -288,10 +289,9 @@ def check(config: Config) -> None:
     if config.sft.batch_size % (config.parallel.data * config.sft.micro_batch_size):
         raise ConfigError(f"sft.batch_size={config.sft.batch_size}: set it to a multiple of parallel.data * "
                           f"sft.micro_batch_size = {config.parallel.data * config.sft.micro_batch_size}")
-    for name in ("heads", "kv_heads"):
-        if not config.model.hf and getattr(config.model, name) % config.parallel.tensor:
-            raise ConfigError(f"model.{name}={getattr(config.model, name)}: set it to a multiple of "
-                              f"parallel.tensor={config.parallel.tensor}")
+    if not config.model.hf and config.model.hidden_size % (128 * config.parallel.tensor):
+        raise ConfigError(f"model.hidden_size={config.model.hidden_size}: set it to a multiple of 128 * parallel.tensor = "
+                          f"{128 * config.parallel.tensor} (heads are 128 wide)")
     if config.scenes.source != "procedural" and not Path(config.scenes.path).is_dir():
         raise ConfigError(f"scenes.path={config.scenes.path!r}: no such folder; set it to a folder of "
                           f"{'scene files' if config.scenes.source == 'files' else 'AV2 logs'}")

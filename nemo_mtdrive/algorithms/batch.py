@@ -18,11 +18,12 @@ from torch import Tensor
 
 from nemo_mtdrive.dialogue.conversation import mrope_positions
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
-from nemo_mtdrive.transfer.images import patchify
+from nemo_mtdrive.transfer.images import pixel_values
 from nemo_mtdrive.types import NOT_OURS
 
 MicroBatch = dict[str, Tensor]
-Image = NDArray[np.uint8]
+Payload = NDArray[np.uint8] | NDArray[np.float32]
+"""An image as a link delivered it: uint8 [H, W, 3], or its patches float32 [n, 1176] (the baseline)."""
 
 
 class Tokens(Protocol):
@@ -61,17 +62,19 @@ def pad(rows: Iterable[NDArray[np.generic]], dtype: torch.dtype, fill: float = 0
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
 
 
-def build_micro_batch(sequences: Sequence[Tokens], images: Callable[[str], Image], tokenizer: Tokenizer) -> MicroBatch:
-    """The tensors of a micro-batch on the CPU; see the module's docstring. Each different image is patchified once."""
-    keys = list(dict.fromkeys(key for sequence in sequences for key in sequence.image_keys))
-    pixel_values, grids = patchify([images(key) for key in keys])
+def build_micro_batch(sequences: Sequence[Tokens], images: Callable[[str], Payload], tokenizer: Tokenizer,
+                      device: torch.device) -> MicroBatch:
+    """The tensors of a micro-batch on the device; see the module's docstring. Each different image goes in once."""
+    grids = {key: grid for s in sequences for key, grid in zip(s.image_keys, s.image_grids, strict=True)}
+    keys = list(grids)
     positions = [mrope_positions(s.tokens, s.image_grids, tokenizer) for s in sequences]
-    return {
+    batch = {
         "tokens": pad((s.tokens for s in sequences), torch.int64, tokenizer.end_of_text),
         "positions": torch.stack([pad((p[axis] for p in positions), torch.int64) for axis in range(3)]),
         "lengths": torch.tensor([len(s.tokens) for s in sequences]),
         "mask": pad((s.turn_of_token != NOT_OURS for s in sequences), torch.bool),
-        "pixel_values": pixel_values,
-        "image_grid_thw": grids,
+        "image_grid_thw": torch.tensor(list(grids.values()), dtype=torch.int64).reshape(-1, 3),
         "image_index": torch.tensor([keys.index(key) for s in sequences for key in s.image_keys], dtype=torch.int64),
     }
+    on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+    return on_device | {"pixel_values": pixel_values([images(key) for key in keys], device)}

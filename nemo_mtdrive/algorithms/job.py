@@ -159,7 +159,7 @@ class TrainingJob:
         chosen = sorted({episode.scene_id for episode in episodes})[:self.config.logging.recorded_episodes]
         scenes: dict[str, Scene] = {scene_id: self._scenes.load(scene_id) for scene_id in chosen}
         kept = [episode for episode in episodes if episode.scene_id in scenes]
-        images = {key: self.rollouts.image(key) for episode in kept for key in episode.image_keys}
+        images = {key: self._scenes.image(episode.scene_id) for episode in kept for key in episode.image_keys}
         self._recorder.record(step, purpose, kept, prompts={name: question(scene) for name, scene in scenes.items()},
                               images=images, scenes=scenes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nemo_mtdrive.algorithms.advantage import group_advantages
-from nemo_mtdrive.algorithms.batch import Image, MicroBatch, build_micro_batch, pack, pad
+from nemo_mtdrive.algorithms.batch import MicroBatch, Payload, build_micro_batch, pack, pad
 from nemo_mtdrive.algorithms.loss import LossSettings, mtgrpo_loss
 from nemo_mtdrive.algorithms.metrics import logprob_gap, rollout_metrics
-from nemo_mtdrive.algorithms.policy import Policy
+from nemo_mtdrive.algorithms.policy import DataShare, Policy
 from nemo_mtdrive.config import MtGRPOConfig
 from nemo_mtdrive.data.sampler import EpochSampler
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
@@ -29,8 +29,8 @@ class Rollouts(Protocol):
     def generate(self, tasks: list[RolloutTask]) -> list[Group]:
         """All groups of the tasks, in their order; the images stay available until the next call."""
 
-    def image(self, key: str) -> Image:
-        """RGB [H, W, 3] of an image key of the last groups."""
+    def images(self, episodes: Sequence[Episode]) -> Callable[[str], Payload]:
+        """How to get at the images of episodes of the last groups, by key."""
 
     def publish(self, policy: Policy) -> None:
         """Put the policy's weights into the engines; tasks of a new version may follow."""
@@ -49,7 +49,7 @@ class TensorCache(Protocol):
     def get(self, key: str, build: Callable[[], MicroBatch]) -> MicroBatch:
         """The tensors of a key on the device."""
 
-    def end_step(self) -> dict[str, float]:
+    def on_step_end(self) -> dict[str, float]:
         """Drop what the step held; returns hit and byte metrics."""
 
 
@@ -67,15 +67,18 @@ class TrainingMicroBatch:
 
 
 MiniBatch = list[TrainingMicroBatch]
+Row = tuple[Episode, NDArray[np.float32], float]
+"""An episode, A of each of its tokens, and its weight in the loss."""
 
 
 class MTGRPOTrainer:
     """Multi-turn group relative policy optimization of a policy on scenes."""
 
-    def __init__(self, settings: MtGRPOConfig, policy: Policy, rollouts: Rollouts, cache: TensorCache,
+    def __init__(self, settings: MtGRPOConfig, policy: Policy, share: DataShare, rollouts: Rollouts, cache: TensorCache,
                  tokenizer: Tokenizer, scene_ids: list[str], seed: int, temperature: float) -> None:
         self.settings = settings
         self.policy = policy
+        self.share = share
         self.rollouts = rollouts
         self.cache = cache
         self.tokenizer = tokenizer
@@ -108,7 +111,7 @@ class MTGRPOTrainer:
         metrics |= logprob_gap([micro for mini_batch in mini_batches for micro in mini_batch])
         with self.timers("weight_sync"):
             self.rollouts.publish(self.policy)
-        return metrics | self.cache.end_step() | self.rollouts.collect() | self.timers.collect()
+        return metrics | self.cache.on_step_end() | self.rollouts.collect() | self.timers.collect()
 
     def draw_tasks(self, step: int) -> list[RolloutTask]:
         """Line 6: the questions of this step, each to be rolled out G times."""
@@ -126,20 +129,22 @@ class MTGRPOTrainer:
         size = self.settings.mini_batch_prompts
         mini_batches = []
         for number, start in enumerate(range(0, len(groups), size)):
-            rows = [row for group in groups[start:start + size] for row in self._rows(group, len(groups[start:start + size]))]
+            chosen = groups[start:start + size]
+            rows = [row for group in chosen for row in self._rows(group, len(chosen))]
             packed = pack([len(episode.tokens) for episode, _, _ in rows], self.settings.micro_batch_tokens)
-            mine = packed[self.policy.data_rank::self.policy.data_size]
+            mine = packed[self.share.rank::self.share.size]
+            if rows and not mine:  # every data rank takes part in a mini-batch: this one with an episode of weight 0
+                mine, rows = [[0]], [(rows[0][0], np.zeros_like(rows[0][1]), 0.0)]
             if rows:
-                mini_batches.append([
-                    TrainingMicroBatch(f"{step}/{number}/{i}", *map(list, zip(*(rows[j] for j in indices), strict=True)))
-                    for i, indices in enumerate(mine)])
+                mini_batches.append([TrainingMicroBatch(f"{step}/{number}/{i}", *_columns([rows[j] for j in indices]))
+                                     for i, indices in enumerate(mine)])
         return mini_batches
 
-    def _rows(self, group: Group, questions: int) -> list[tuple[Episode, NDArray[np.float32], float]]:
+    def _rows(self, group: Group, questions: int) -> list[Row]:
         """(episode, A of each token, weight 1 / (questions * rollouts)) of the valid episodes of a group (Eq. 4)."""
         advantages = group_advantages(group, self.settings.estimator)
         valid = [(e, a) for e, a in zip(group.episodes, advantages, strict=True) if e.valid and e.turns]
-        rows = []
+        rows: list[Row] = []
         for episode, of_turn in valid:
             own = episode.turn_of_token != NOT_OURS
             of_token = np.zeros(len(episode.tokens), dtype=np.float32)
@@ -178,16 +183,21 @@ class MTGRPOTrainer:
     def tensors(self, micro: TrainingMicroBatch) -> MicroBatch:
         """The micro-batch on the device: from IPTC, or built anew for each phase without it."""
         def build() -> MicroBatch:
-            tensors = build_micro_batch(micro.episodes, self.rollouts.image, self.tokenizer)
-            tensors["advantages"] = pad(micro.advantages, torch.float32)
-            tensors["weights"] = torch.tensor(micro.weights, dtype=torch.float32)
-            return self.policy.to_device(tensors)
+            tensors = build_micro_batch(micro.episodes, self.rollouts.images(micro.episodes), self.tokenizer,
+                                        self.share.device)
+            tensors["advantages"] = pad(micro.advantages, torch.float32).to(self.share.device)
+            tensors["weights"] = torch.tensor(micro.weights, dtype=torch.float32, device=self.share.device)
+            return tensors
 
         return self.cache.get(micro.key, build)
 
     def _micro_batch_loss(self, logprobs: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return mtgrpo_loss(logprobs, batch["old_logprobs"], batch["reference_logprobs"], batch["advantages"],
                            batch["mask"], batch["weights"], self._loss)
+
+
+def _columns(rows: list[Row]) -> tuple[list[Episode], list[NDArray[np.float32]], list[float]]:
+    return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
 
 def _each(mini_batches: list[MiniBatch]) -> list[TrainingMicroBatch]:

@@ -6,8 +6,10 @@ The names of the methods are NeMo-Aligner's (`AlignableGenerativeInterface`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 MicroBatch = dict[str, Tensor]
@@ -19,17 +21,6 @@ class Policy(Protocol):
     """A trainable policy, sharded over tensor, pipeline and data ranks; every rank calls every method."""
 
     loss_function: LossFunction | None
-
-    @property
-    def data_rank(self) -> int:
-        """Which of the data-parallel replicas this rank belongs to."""
-
-    @property
-    def data_size(self) -> int:
-        """Number of data-parallel replicas."""
-
-    def to_device(self, batch: MicroBatch) -> MicroBatch:
-        """The same tensors where the model computes."""
 
     def set_lr(self, lr: float) -> None:
         """Learning rate of the next optimizer steps."""
@@ -52,5 +43,15 @@ class Policy(Protocol):
     def get_init_policy_logprobs(self, batch: Sequence[MicroBatch]) -> list[Tensor]:
         """The same under pi_ref."""
 
-    def export_weights(self) -> Iterator[tuple[str, Any]]:
-        """(HF name, full tensor) of every weight; all ranks take part."""
+    def export_hf_state(self) -> Iterator[tuple[str, Tensor]]:
+        """(HF name, whole tensor) of every weight on every rank; all ranks run it to the end together."""
+
+
+@dataclass(frozen=True)
+class DataShare:
+    """Which part of a batch this rank computes, and where."""
+
+    rank: int
+    """Data-parallel replica, 0..size-1."""
+    size: int
+    device: torch.device

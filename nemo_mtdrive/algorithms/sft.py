@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nemo_mtdrive.algorithms.batch import MicroBatch, build_micro_batch
 from nemo_mtdrive.algorithms.loss import sft_loss
-from nemo_mtdrive.algorithms.policy import Policy
+from nemo_mtdrive.algorithms.policy import DataShare, Policy
 from nemo_mtdrive.config import SFTConfig
 from nemo_mtdrive.data.datasets import SFTDataset, TokenSequence
 from nemo_mtdrive.data.sampler import EpochSampler
@@ -28,9 +28,11 @@ def learning_rate(step: int, settings: SFTConfig) -> float:
 class SFTTrainer:
     """One optimizer step at a time; what a step draws depends on its number alone, so a resumed run is the same run."""
 
-    def __init__(self, settings: SFTConfig, policy: Policy, dataset: SFTDataset, tokenizer: Tokenizer) -> None:
+    def __init__(self, settings: SFTConfig, policy: Policy, share: DataShare, dataset: SFTDataset,
+                 tokenizer: Tokenizer) -> None:
         self._settings = settings
         self._policy = policy
+        self._share = share
         self._dataset = dataset
         self._tokenizer = tokenizer
         pools = [dataset.indices("single_turn"), dataset.indices("two_turn")]
@@ -68,8 +70,8 @@ class SFTTrainer:
         size = self._settings.micro_batch_size
         ordered = sorted(sequences, key=lambda s: -len(s.tokens))
         chunks = [ordered[start:start + size] for start in range(0, len(ordered), size)]
-        mine = chunks[self._policy.data_rank::self._policy.data_size]
-        return [self._policy.to_device(build_micro_batch(chunk, self._dataset.image, self._tokenizer)) for chunk in mine]
+        mine = chunks[self._share.rank::self._share.size]
+        return [build_micro_batch(chunk, self._dataset.image, self._tokenizer, self._share.device) for chunk in mine]
 
     @staticmethod
     def _loss(logprobs: Tensor, batch: MicroBatch, learned: int) -> tuple[Tensor, dict[str, Tensor]]:
