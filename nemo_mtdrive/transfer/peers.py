@@ -230,7 +230,7 @@ class Outbox:
         for delivery in peer.pending.values():
             if key in delivery.images:
                 image = np.ascontiguousarray(delivery.images[key])
-                self._send(peer, [IMAGE, key.encode(), SHAPE.pack(*image.shape), memoryview(image).cast("B")])
+                self._send(peer, [IMAGE, key.encode(), SHAPE.pack(*image.shape), image.reshape(-1).data])
                 return
 
     def _check_alive(self, peer: _Peer) -> None:

@@ -21,6 +21,7 @@ import shutil
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 _PREFIX = "mtdrive-"
 _ALIVE = ".alive"
@@ -69,7 +70,7 @@ class RunFolder:
             os.close(self._alive)
             self._alive = -1
 
-    def __enter__(self) -> RunFolder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

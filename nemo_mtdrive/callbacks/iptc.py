@@ -1,0 +1,42 @@
+"""IPTC as a Lightning callback (Section 3.4): the step's device tensors, dropped when the trainer's batch ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nemo_mtdrive.callbacks.base import Callback
+from nemo_mtdrive.transfer.tensors import CacheMetrics, TensorCache
+
+
+class IPTC(TensorCache, Callback):
+    """A `TensorCache` that follows a Lightning trainer; a trainer of one's own calls `on_step_end` itself.
+
+    Args:
+        device: where the phases compute.
+        budget_bytes: most that is kept on it.
+        enabled: False builds tensors anew in each phase, with the same results.
+    """
+
+    def __init__(self, device: torch.device | str, budget_bytes: int, enabled: bool) -> None:
+        super().__init__(device, budget_bytes, enabled)
+        self.last_step = CacheMetrics()
+        """Metrics of the step that ended last."""
+
+    def on_step_end(self) -> CacheMetrics:
+        """Drop everything; returns the step's metrics."""
+        self.last_step = super().on_step_end()
+        return self.last_step
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Lightning calls this around each optimizer step: what the old weights computed is void."""
+        self.on_weights_changed()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Lightning's batch is our step."""
+        self.on_step_end()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Give the device memory back."""
+        self.on_step_end()
