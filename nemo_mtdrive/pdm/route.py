@@ -67,6 +67,16 @@ class _RoadGraph:
         return float(distances[index]), abs(float(wrap_angle(path[index, 2] - pose[2])))
 
 
+def _trace(parents: Mapping[tuple[str, int], str | None], end: str, length: int) -> list[str]:
+    """The path of `length` ids that ends at `end`."""
+    path = [end]
+    for depth in range(length, 1, -1):
+        parent = parents[path[-1], depth]
+        assert parent is not None, "only the start, at depth 1, has no parent"
+        path.append(parent)
+    return path[::-1]
+
+
 def _search_blocks(graph: _RoadGraph, start: str, targets: Sequence[str], depth: int, *, forward: bool) -> list[str] | None:
     """Breadth-first path of roadblock ids from start to any target, at most `depth` long; in the order of the search."""
     parents: dict[tuple[str, int], str | None] = {(start, 1): None}
@@ -75,13 +85,7 @@ def _search_blocks(graph: _RoadGraph, start: str, targets: Sequence[str], depth:
         following: dict[str, None] = {}
         for block in level:
             if block in targets:
-                path: list[str] = []
-                at: str | None = block
-                while at is not None:
-                    path.append(at)
-                    at = parents[at, length]
-                    length -= 1
-                return path[::-1]
+                return _trace(parents, block, length)
             record = graph.blocks[block]
             for after in record.outgoing if forward else record.incoming:
                 if after in graph.blocks:

@@ -89,7 +89,10 @@ def interpolate_poses(poses: Array, times_us: NDArray[np.int64], at_us: NDArray[
     after = np.searchsorted(times_us, at_us).clip(1, len(times_us) - 1)
     before = after - 1
     slopes = (unwrapped[:, after] - unwrapped[:, before]) / (times_us[after] - times_us[before])[:, None]
-    return slopes * (at_us - times_us[before])[:, None] + unwrapped[:, before]
+    result = slopes * (at_us - times_us[before])[:, None] + unwrapped[:, before]
+    # Into [-pi, pi): a reference straight backwards must have -pi, or the tracker turns to the other side than NAVSIM's.
+    result[..., 2] = (result[..., 2] + np.pi) % (2.0 * np.pi) - np.pi
+    return result
 
 
 def reference_poses(trajectories: Array, ego_pose: Array, t0_us: int = 0) -> Array:

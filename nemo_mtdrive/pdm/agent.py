@@ -1,0 +1,80 @@
+"""The PDM agent of Section 3.1: looks at trajectories, scores them, and says what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemo_mtdrive.driving.scene import Scene
+from nemo_mtdrive.pdm.cache import PreparedScene, SceneCache
+from nemo_mtdrive.pdm.feedback import feedback_text, find_violations, violations_of
+from nemo_mtdrive.pdm.observation import PERCEPTIONS
+from nemo_mtdrive.pdm.score import scores
+from nemo_mtdrive.pdm.simulate import check_trajectories
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Review:
+    """What an agent has to say of one trajectory."""
+
+    scores: dict[str, float]
+    """`types.SCORE_NAMES` -> 0..1."""
+    violations: list[dict[str, Any]]
+    """{"metric": "DAC"|"NC"|"TTC", "point": 0..7, "object": [x, y, z, l, w, h, heading, name] | None}."""
+    feedback: str
+    """The next user message, empty where NC, DAC and TTC are all 1."""
+
+
+class Reviewer(Protocol):
+    """Any agent that gives trajectory-level feedback; the multi-turn loop needs nothing else of it."""
+
+    def review(self, scene: Scene, trajectories: Array) -> Sequence[Review]:
+        """Review trajectories [B, 8, 3] of one scene, in order."""
+        ...
+
+
+class PDMAgent:
+    """Reviews by NAVSIM v1's PDM score.
+
+    Feedback and scores see the others through one perception: the recorded future ("oracle") or the boxes of t = 0 moved
+    with constant velocity ("kinematic", Section 4.2). To evaluate a kinematic agent's answers, score them with a second,
+    oracle one.
+    """
+
+    def __init__(self, perception: str, cache_size: int) -> None:
+        """Make an agent that keeps `cache_size` prepared scenes.
+
+        Raises:
+            ValueError: an unknown perception, or a cache size below 1.
+        """
+        if perception not in PERCEPTIONS:
+            raise ValueError(f"perception={perception!r}: set it to one of {', '.join(PERCEPTIONS)}")
+        self.perception = perception
+        self._cache = SceneCache(perception, cache_size)
+
+    def prepare(self, scene: Scene) -> PreparedScene:
+        """The scene's prepared data, kept for the reviews that follow."""
+        return self._cache.get(scene)
+
+    def review(self, scene: Scene, trajectories: Array) -> list[Review]:
+        """Score trajectories [B, 8, 3] in the ego frame and find their violations.
+
+        Raises:
+            ValueError: another shape, or a number that is not finite.
+        """
+        plans = check_trajectories(trajectories)
+        if not len(plans):
+            return []
+        prepared = self.prepare(scene)
+        measured = prepared.measure(prepared.simulate(plans))
+        reviews = []
+        for row, row_scores in enumerate(scores(measured, prepared.reference_progress_m)):
+            violations = violations_of(prepared, find_violations(measured, row))
+            reviews.append(Review(row_scores, violations, feedback_text(violations, plans[row])))
+        return reviews

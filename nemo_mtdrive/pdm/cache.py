@@ -1,0 +1,127 @@
+"""What scoring needs of a scene, made once and kept for the many trajectories that follow."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemo_mtdrive.driving.scene import Scene
+from nemo_mtdrive.pdm.closed import plan
+from nemo_mtdrive.pdm.drivable import LANE, DrivableMap, drivable_map
+from nemo_mtdrive.pdm.observation import OBSERVED_STEPS, Observation, observe
+from nemo_mtdrive.pdm.route import Route, find_route
+from nemo_mtdrive.pdm.score import Measured, measure
+from nemo_mtdrive.pdm.simulate import STEP_S, interpolate_poses, reference_poses, sample_times_us, simulate
+
+Array = NDArray[np.float64]
+
+
+def clock_us(scene: Scene) -> int:
+    """The time of t = 0 [us] where the file gives it (`t0_us`), else 0."""
+    value = scene.extra.get("t0_us", 0)
+    return value if isinstance(value, int) else 0
+
+
+@dataclass(frozen=True)
+class PreparedScene:
+    """A scene ready to be scored under one perception."""
+
+    scene: Scene
+    observation: Observation
+    drivable: DrivableMap
+    route: Route
+    on_route: NDArray[np.bool_]
+    """[P] polygons of `drivable` that are lanes of the route."""
+    centerline: Array
+    """[n, 2] line along which progress counts."""
+    reference: Array
+    """[41, 3] PDM-Closed's plan, map frame, not simulated."""
+    reference_progress_m: float
+    """Its progress x NC x DAC under this perception, which EP is held against."""
+
+    def simulate(self, trajectories: Array) -> Array:
+        """Checked trajectories [B, 8, 3] -> simulated states [B, 41, 11]."""
+        ego = self.scene.ego
+        return simulate(reference_poses(trajectories, ego.rear_axle_pose, clock_us(self.scene)), ego)
+
+    def measure(self, states: Array) -> Measured:
+        """Measure simulated states [B, 41, 11]."""
+        return measure(states, self.scene.ego.vehicle, self.drivable, self.on_route, self.centerline, self.observation)
+
+
+def prepare(scene: Scene, perception: str) -> PreparedScene:
+    """Build the map arrays, the observation, the route and PDM-Closed's reference of a scene.
+
+    Raises:
+        ValueError: an unknown perception.
+    """
+    observation = observe(scene, perception)
+    drivable = drivable_map(scene.map, scene.ego)
+    route = find_route(scene, drivable)
+    lanes = set(route.lane_ids)
+    on_route = np.array([kind == LANE and name in lanes for name, kind in zip(drivable.ids, drivable.kinds, strict=True)],
+                        dtype=bool)
+    centerline = np.ascontiguousarray(route.centerline[:, :2])
+    start_us = clock_us(scene)
+    planned_us = start_us + np.arange(OBSERVED_STEPS) * round(STEP_S * 1e6)
+    planned = plan(scene, drivable, route, on_route)[None]
+    reference = interpolate_poses(planned, planned_us, sample_times_us(start_us))
+    measured = measure(simulate(reference, scene.ego), scene.ego.vehicle, drivable, on_route, centerline, observation)
+    return PreparedScene(scene, observation, drivable, route, on_route, centerline, reference[0],
+                         float(measured.clean_progress_m[0]))
+
+
+def _fingerprint(scene: Scene) -> bytes:
+    """Tells scenes of one id apart; the map is taken in by its ids, its outline by its number of vertices."""
+    digest = hashlib.blake2b(digest_size=16)
+    vehicle = scene.ego.vehicle
+    for array in (scene.ego.rear_axle_pose, scene.ego.velocity, scene.ego.acceleration):
+        digest.update(array.tobytes())
+    for track in scene.tracks:
+        digest.update(track.token.encode())
+        digest.update(track.size.tobytes())
+        digest.update(track.states.tobytes())
+    shape = [(block.id, len(block.polygon)) for block in scene.map.roadblocks]
+    shape += [(lane.id, len(lane.centerline)) for lane in scene.map.lanes]
+    digest.update(repr((vehicle, scene.route_roadblock_ids, scene.traffic_lights, shape)).encode())
+    return digest.digest()
+
+
+class SceneCache:
+    """The prepared scenes that were used last; safe for several threads."""
+
+    def __init__(self, perception: str, size: int) -> None:
+        """Keep at most `size` scenes, prepared for one perception.
+
+        Raises:
+            ValueError: size below 1.
+        """
+        if size < 1:
+            raise ValueError(f"cache_size={size}: set it to 1 or more")
+        self._perception, self._size = perception, size
+        self._entries: OrderedDict[str, tuple[bytes, PreparedScene]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, scene: Scene) -> PreparedScene:
+        """The prepared form of a scene, made now if it is not kept or has changed."""
+        with self._lock:
+            entry = self._entries.get(scene.scene_id)
+            if entry is not None and entry[1].scene is scene:
+                self._entries.move_to_end(scene.scene_id)
+                return entry[1]
+        mark = _fingerprint(scene)
+        prepared = entry[1] if entry is not None and entry[0] == mark else prepare(scene, self._perception)
+        with self._lock:
+            self._entries[scene.scene_id] = (mark, prepared)
+            self._entries.move_to_end(scene.scene_id)
+            while len(self._entries) > self._size:
+                self._entries.popitem(last=False)
+        return prepared
