@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -84,7 +85,7 @@ def thin(points: Sequence[tuple[int, float | None]], most: int) -> tuple[tuple[i
         return tuple(points)
     cuts = [round(number * len(points) / most) for number in range(most + 1)]
     thinned: list[tuple[int, float | None]] = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         known = [value for _, value in points[start:stop] if value is not None]
         thinned.append((points[stop - 1][0], sum(known) / len(known) if known else None))
     return tuple(thinned)
@@ -123,10 +124,11 @@ def draw(chart: Chart) -> Markup:
                 HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM))
 
     parts = []
-    for tick in ticks(low, high, 4):
+    for tick in ticks(low, high, 5):
         y = place(first, tick)[1]
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                     f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{format_number(tick)}</text>')
+                     f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">'
+                     f'{format_number(tick)}</text>')
     for tick in ticks(first, last, 5):
         if tick == int(tick):
             x = place(tick, low)[0]
@@ -146,7 +148,7 @@ def draw(chart: Chart) -> Markup:
             parts += [f'<circle class="knot {colour}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in known]
     data = {"first": first, "last": last, "left": LEFT, "right": WIDTH - RIGHT,
             "series": [{"name": _short(one.name), "points": [[s, v] for s, v in one.points]} for one in chart.series]}
-    return Markup(f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}" '  # noqa: S704
+    return Markup(f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}" '
                   f'data-chart="{escape(json.dumps(data))}">{"".join(parts)}<line class="cursor" y1="{TOP}" '
                   f'y2="{HEIGHT - BOTTOM}"/></svg>')
 
@@ -161,9 +163,9 @@ def legend(chart: Chart) -> list[tuple[str, str, str]]:
 
 
 def _short(name: str) -> str:
-    """`reward/turn_1` -> `turn 1`, `validation/last_turn/PDMS` -> `last turn`: what a legend needs."""
-    parts = [part for part in name.split("/") if part not in ("reward", "timers", "validation", "PDMS")]
-    return " ".join(parts or [name]).replace("_", " ")
+    """What a legend needs: `reward/turn_1` -> `turn 1`, `rollout/last_turn/PDMS` -> `last turn`."""
+    parts = name.removesuffix("/PDMS").split("/")
+    return " ".join(parts[1:] or parts).replace("_", " ")
 
 
 def _stack(series: Sequence[Series]) -> tuple[Series, ...]:

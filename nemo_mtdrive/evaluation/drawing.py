@@ -33,7 +33,7 @@ def map_symbol(name: str, excerpt: SceneExcerpt) -> Markup:
     ego = excerpt.ego
     parts.append(_path("ego", [corners(0.0, 0.0, 0.0, ego["front_length"], ego["rear_length"], ego["width"])],
                        closed=True))
-    return Markup(f'<g id="{name}">{"".join(parts)}</g>')  # noqa: S704  (numbers and our own names only)
+    return Markup(f'<g id="{name}">{"".join(parts)}</g>')
 
 
 def bird_eye(symbol: str | None, turn: Mapping[str, Any], window: Window) -> Markup:
@@ -56,7 +56,7 @@ def bird_eye(symbol: str | None, turn: Mapping[str, Any], window: Window) -> Mar
             # NC lies on top and is smaller: an obstacle of both metrics shows both colours.
             parts.append(_circle(f"dot {name}", mark.x, mark.y, (1.35 if name == "ttc" else 0.9) * unit))
     box = f"{-window.side:.1f} {-window.front:.1f} {2 * window.side:.1f} {window.front - window.back:.1f}"
-    return Markup(f'<svg class="bird" viewBox="{box}" role="img" aria-label="bird\'s-eye view">{"".join(parts)}</svg>')  # noqa: S704
+    return Markup(f'<svg class="bird" viewBox="{box}" role="img" aria-label="bird\'s-eye view">{"".join(parts)}</svg>')
 
 
 def camera_overlay(camera: CameraView, turns: Sequence[Mapping[str, Any]], width: int, height: int) -> Markup:
@@ -72,7 +72,7 @@ def camera_overlay(camera: CameraView, turns: Sequence[Mapping[str, Any]], width
                 if 0.0 <= u <= width and 0.0 <= v <= height:
                     parts.append(f'<circle class="point" cx="{u:.1f}" cy="{v:.1f}" r="{0.006 * width:.1f}"/>')
         groups.append(f'<g data-turn="{number}">{"".join(parts)}</g>')
-    return Markup(f'<svg class="overlay" viewBox="0 0 {width} {height}" aria-hidden="true">{"".join(groups)}</svg>')  # noqa: S704
+    return Markup(f'<svg class="overlay" viewBox="0 0 {width} {height}" aria-hidden="true">{"".join(groups)}</svg>')
 
 
 def _pixels(points: Iterable[Sequence[float]]) -> str:

@@ -131,7 +131,8 @@ def _pdms(answer: Answer) -> float:
     return 100.0 * (UNANSWERED if answer.scores is None else answer.scores)["PDMS"]
 
 
-def _both(episodes: Sequence[Sequence[Answer]], facts: Mapping[str, SceneFacts], bootstrap: Bootstrap) -> dict[str, Any]:
+def _both(episodes: Sequence[Sequence[Answer]], facts: Mapping[str, SceneFacts],
+          bootstrap: Bootstrap) -> dict[str, Any]:
     return {
         "turn_1": _row([answers[0] for answers in episodes], facts, bootstrap),
         "last_turn": _row([answers[-1] for answers in episodes], facts, bootstrap),

@@ -65,8 +65,8 @@ def draw_bird_eye(axes: Axes, excerpt: SceneExcerpt | None, turn: Mapping[str, A
     for mark in sorted(marks_of(turn), key=lambda mark: MARKED.index(mark.metric)):
         if mark.box is not None:
             x, y, heading, length, width = mark.box
-            axes.add_patch(Polygon(np.column_stack(_up(corners(x, y, heading, length / 2, length / 2, width))), fill=False,
-                                   edgecolor=COLOURS[mark.metric], linewidth=1.3, linestyle=(0, (2, 1.5)), zorder=9))
+            outline = np.column_stack(_up(corners(x, y, heading, length / 2, length / 2, width)))
+            axes.add_patch(Polygon(outline, fill=False, edgecolor=COLOURS[mark.metric], linewidth=1.3, linestyle=(0, (2, 1.5)), zorder=9))
         if mark.metric == "DAC":
             axes.plot([-mark.y], [mark.x], "x", color=COLOURS["DAC"], markersize=8, markeredgewidth=2.6, zorder=10)
         else:
@@ -122,8 +122,8 @@ def turns_figure(excerpt: SceneExcerpt | None, image: NDArray[np.uint8] | None, 
         axes = place(0.06, 0.36 + height - (number + 1) * each - number * 0.12, camera_width, each)
         draw_camera(axes, image, excerpt, turn)
         axes.set_aspect("auto")
-        axes.text(0.02, 0.95, f"turn {turn['index'] + 1}", transform=axes.transAxes, va="top", fontsize=8, color="white",
-                  fontweight="bold", bbox={"facecolor": "#20262dcc", "edgecolor": "none", "boxstyle": "round,pad=0.3"})
+        axes.text(0.02, 0.95, f"turn {turn['index'] + 1}", transform=axes.transAxes, va="top", fontsize=8,
+                  color="white", fontweight="bold", bbox={"facecolor": "#20262dcc", "edgecolor": "none", "boxstyle": "round,pad=0.3"})
     window = window_of(excerpt, turns)
     for number, turn in enumerate(turns):
         axes = place(camera_width + 0.18 + number * (panel + 0.12), 0.36, panel, height)

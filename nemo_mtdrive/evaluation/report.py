@@ -25,7 +25,6 @@ from nemo_mtdrive.evaluation.figures import save_turns_figure
 from nemo_mtdrive.evaluation.marks import window_of
 from nemo_mtdrive.evaluation.run_files import (
     RecordedEpisode,
-    RunError,
     RunFiles,
     latest_dumps,
     read_episodes,
@@ -73,10 +72,11 @@ def render(run: RunFiles) -> str:
     curves = charts.charts_of(run.metrics)
     return template.render(
         name=run.directory.resolve().name,
-        style=Markup(style),  # noqa: S704  (our own file)
-        script=Markup(script),  # noqa: S704  (our own file)
+        style=Markup(style),
+        script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        config=[(label, _shown(value)) for label, key in CONFIG_KEYS if (value := _at(run.config, key)) not in (None, "")],
+        config=[(label, _shown(value)) for label, key in CONFIG_KEYS
+                if (value := _at(run.config, key)) not in (None, "")],
         config_text=run.config_text,
         tiles=_tiles(run),
         rows=tables.rows_of(run.summary),
@@ -94,21 +94,21 @@ def render(run: RunFiles) -> str:
     )
 
 
-def write_readme_picture(run_dir: str | os.PathLike[str], out_png: str | os.PathLike[str]) -> Path:
+def write_readme_picture(run_dir: str | os.PathLike[str], out_png: str | os.PathLike[str]) -> Path | None:
     """A strip of one episode that shows what the turns are for: camera and a bird's-eye view of each of up to 3 turns.
 
-    Chosen among the last dumps: violations first and none at the end, the largest gain of PDMS, then the fewest turns.
+    Chosen among the last dumps: several turns and no violation at the end, then the largest gain of PDMS, then the
+    fewest turns. None, and no picture, when no recorded episode has image, scene and trajectories.
 
     Raises:
-        RunError: no recorded episode with a scene and a trajectory.
+        RunError: no such run, an empty one, or a file in it that cannot be understood.
     """
     run = read_run(run_dir)
     episodes = [episode for dump in latest_dumps(run.dumps) for episode in read_episodes(dump)]
     fit = [e for e in episodes if e.excerpt is not None and e.image_file is not None and e.turns
            and all(turn["trajectory"] is not None for turn in e.turns)]
     if not fit:
-        raise RunError(f"{run.directory}: no recorded episode with image, scene and trajectories; set "
-                       "logging.recorded_episodes to 1 or more")
+        return None
     best = max(fit, key=lambda e: (len(e.turns) > 1, not e.turns[-1]["violations"], _gain(e), -len(e.turns)))
     turns = best.turns if len(best.turns) <= 3 else [best.turns[0], best.turns[len(best.turns) // 2], best.turns[-1]]
     assert best.excerpt is not None
@@ -137,13 +137,12 @@ def _shown(value: Any) -> str:
 
 def _tiles(run: RunFiles) -> list[dict[str, str]]:
     """The few numbers at the top: of the last stage that was evaluated."""
-    stages = [name for name in ("after_rl", "after_sft", "before_sft") if tables.is_summary(run.summary.get(name))]
-    summary = run.summary if tables.is_summary(run.summary) else run.summary[stages[0]] if stages else None
+    stages = {name: part for name, part in tables.parts_of(run.summary).items() if name not in tables.WITHOUT_TURNS}
     tiles = []
-    if summary is not None:
+    if stages:
+        name, summary = list(stages.items())[-1]
         last, first, gain = summary["last_turn"], summary["turn_1"], summary.get("gain", {})
-        stage = tables.LABELS[stages[0]].lower() if stages else "evaluated"
-        tiles.append({"label": f"PDMS, last turn, {stage}", "value": tables.format_value(last["PDMS"]),
+        tiles.append({"label": f"PDMS, last turn, {tables.label_of(name)}", "value": tables.format_value(last["PDMS"]),
                       "note": _interval(last.get("PDMS_ci95"))})
         tiles.append({"label": "PDMS, first turn", "value": tables.format_value(first["PDMS"]),
                       "note": _interval(first.get("PDMS_ci95"))})
@@ -170,27 +169,22 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def _stages(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    if tables.is_summary(summary):
-        return {"result": summary}
-    return {name: summary[name] for name in tables.ORDER if tables.is_summary(summary.get(name))}
-
-
 def _kinds(summary: Mapping[str, Any]) -> dict[str, Any]:
     """PDMS at the last turn by scene kind and stage."""
-    stages = {name: part["kinds"] for name, part in _stages(summary).items() if part.get("kinds")}
+    stages = {name: part["kinds"] for name, part in tables.parts_of(summary).items() if part.get("kinds")}
     names = sorted({kind for part in stages.values() for kind in part})
     rows = [{"kind": kind, "scenes": max(part[kind]["scenes"] for part in stages.values() if kind in part),
              "values": [part[kind]["last_turn"]["PDMS"] if kind in part else None for part in stages.values()]}
             for kind in names]
-    return {"stages": [tables.LABELS.get(name, name) for name in stages], "rows": rows}
+    return {"stages": [tables.label_of(name) for name in stages], "rows": rows}
 
 
 def _by_turn(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """The curve of PDMS after at most j turns, one line a stage of the model."""
     lines = tuple(
-        charts.Series(tables.LABELS.get(name, name), tuple((int(turn), value) for turn, value in part["by_turn"].items()))
-        for name, part in _stages(summary).items() if name not in tables.WITHOUT_TURNS and len(part.get("by_turn", {})) > 1)
+        charts.Series(tables.label_of(name), tuple((int(turn), value) for turn, value in part["by_turn"].items()))
+        for name, part in tables.parts_of(summary).items()
+        if name not in tables.WITHOUT_TURNS and len(part.get("by_turn", {})) > 1)
     return _curve(charts.Chart("PDMS after at most n turns", "held-out scenes", lines, False, True)) if lines else None
 
 

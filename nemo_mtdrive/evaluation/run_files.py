@@ -12,10 +12,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from yaml import YAMLError
 
-from nemo_mtdrive.evaluation.tables import ORDER
+from nemo_mtdrive.evaluation.tables import in_order
 from nemo_mtdrive.telemetry.excerpt import SceneExcerpt, excerpt_from_json
 from nemo_mtdrive.telemetry.metrics import METRICS_FILE, read_metrics
 from nemo_mtdrive.telemetry.recorder import ROLLOUTS, RolloutFile, read_rollouts, rollout_files
@@ -80,13 +81,13 @@ def read_run(run_dir: str | os.PathLike[str]) -> RunFiles:
         raise RunError(str(error)) from error
     dumps = rollout_files(directory)
     if not (summary_text or metrics or dumps):
-        raise RunError(f"{directory}: no {METRICS_FILE}, summary.json or {ROLLOUTS}/ with content; give the run_dir of a "
-                       "run that has made a step")
+        raise RunError(f"{directory}: no {METRICS_FILE}, summary.json or {ROLLOUTS}/ with content; give the run_dir "
+                       "of a run that has made a step")
     try:
-        config = yaml.safe_load(config_text) or {}
+        config = OmegaConf.to_container(OmegaConf.create(config_text or "{}"), resolve=False)
         summary = json.loads(summary_text or "{}")
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        name = "config.yaml" if isinstance(error, yaml.YAMLError) else "summary.json"
+    except (YAMLError, json.JSONDecodeError) as error:
+        name = "config.yaml" if isinstance(error, YAMLError) else "summary.json"
         raise RunError(f"{directory / name}: {str(error).splitlines()[0]}") from error
     if not isinstance(config, dict) or not isinstance(summary, dict):
         raise RunError(f"{directory}: config.yaml and summary.json must hold a mapping")
@@ -118,8 +119,8 @@ def read_episodes(dump: RolloutFile) -> list[RecordedEpisode]:
 def latest_dumps(dumps: list[RolloutFile]) -> list[RolloutFile]:
     """The last dump of each purpose, the final results first, training last."""
     latest = {dump.purpose: dump for dump in sorted(dumps, key=lambda dump: dump.step)}
-    order = [*reversed(ORDER), *(name for name in latest if name not in ORDER and name != "train"), "train"]
-    return [latest[name] for name in order if name in latest]
+    names = [*reversed(in_order(name for name in latest if name != "train")), "train"]
+    return [latest[name] for name in names if name in latest]
 
 
 def _text(file: Path) -> str:

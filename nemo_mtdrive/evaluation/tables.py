@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
 COLUMNS = ("NC", "DAC", "TTC", "C", "EP", "PDMS")
-ORDER = ("constant_velocity", "before_sft", "after_sft", "after_rl", "human")
-"""Rows in this order, then any others in the order in which they come."""
+FIRST_ROWS = ("constant_velocity", "before_sft", "after_sft", "before_rl")
+LAST_ROWS = ("after_rl", "human")
+"""Other rows (`rl_step_25`, ...) stand between these, in the order in which they come."""
 
 LABELS = {
     "constant_velocity": "Constant velocity",
     "before_sft": "Before SFT",
     "after_sft": "After SFT",
+    "before_rl": "Before RL",
     "after_rl": "After RL",
     "human": "Human",
 }
@@ -46,17 +48,35 @@ def is_summary(value: Any) -> bool:
     return isinstance(value, Mapping) and "turn_1" in value and "last_turn" in value
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Row names in the order of the table."""
+    given = list(names)
+    return [*(name for name in FIRST_ROWS if name in given),
+            *(name for name in given if name not in FIRST_ROWS + LAST_ROWS),
+            *(name for name in LAST_ROWS if name in given)]
+
+
+def parts_of(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The summaries in a summary.json by row name, in the order of the table; one alone is called "result"."""
+    if is_summary(summary):
+        return {"result": summary}
+    return {name: summary[name] for name in in_order(name for name in summary if is_summary(summary[name]))}
+
+
+def label_of(name: str) -> str:
+    """A row name for people: `rl_step_25` -> `RL step 25`."""
+    plain = name.replace("_", " ").removeprefix("rl ")
+    return LABELS.get(name, f"RL {plain}" if name.startswith("rl_") else plain.capitalize())
+
+
 def rows_of(summary: Mapping[str, Any]) -> list[Row]:
     """The rows of a summary.json: first and last turn of each row of the model, one row a driver without turns.
 
     Other keys (timings, seeds, ...) are passed over. A summary whose episodes all had one turn gives one row.
     """
-    named = {"result": summary} if is_summary(summary) else {k: v for k, v in summary.items() if is_summary(v)}
-    order = [name for name in ORDER if name in named] + [name for name in named if name not in ORDER]
     rows = []
-    for name in order:
-        part = named[name]
-        label = LABELS.get(name, name.replace("_", " ").capitalize())
+    for name, part in parts_of(summary).items():
+        label = label_of(name)
         if name in WITHOUT_TURNS:
             rows.append(_row(label, MISSING, part["last_turn"], part["scenes"]))
             continue

@@ -6,8 +6,8 @@ metrics.jsonl is append-only JSON Lines. Every line holds `phase` ("sft", "rl", 
     {"phase": "rl", "step": 3, "time": 1767225600.0, "reward/mean": 0.71, "kl/mean": null, "timers/rollout": 12.5}
 
 A number that is not finite is written as null, because NaN is not JSON. The report (`evaluation.report`) draws these
-names without being told: `loss`, `reward/mean`, `reward/turn_1` ..., `kl/...`, `logprob_gap...`, `.../PDMS`, `timers/...`;
-any other name gets a chart of its own.
+names without being told: `loss`, `reward/mean`, `reward/turn_1` ..., `kl`, `logprob_gap/max`, `.../PDMS`, `turns/mean`,
+`groups/with_spread`, `timers/...`; any other name gets a chart of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
+
+import numpy as np
 
 METRICS_FILE = "metrics.jsonl"
 RESERVED = ("phase", "step", "time")
@@ -122,8 +124,9 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 def _number(key: str, value: Any) -> float:
     if value is None:
         return math.nan
-    if hasattr(value, "item") and getattr(value, "size", 1) == 1 or hasattr(value, "numel") and value.numel() == 1:
-        value = value.item()
+    if (isinstance(value, (np.ndarray, np.generic)) and value.size == 1) or (
+            hasattr(value, "numel") and value.numel() == 1):
+        value = value.item()  # NumPy's or torch's; torch itself is not imported for it
     if isinstance(value, (bool, int, float)):
         return int(value) if isinstance(value, (bool, int)) else value
     raise MetricsError(f"metric {key!r}: got {type(value).__name__}, want a number or a mapping of numbers")
@@ -134,7 +137,7 @@ def truncate(path: Path, phase: str, keep_until: int | None) -> None:
     if not path.exists():
         return
     lines = [line for line in read_metrics(path)
-             if line["phase"] != phase or keep_until is not None and line["step"] <= keep_until]
+             if line["phase"] != phase or (keep_until is not None and line["step"] <= keep_until)]
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     temporary.replace(path)

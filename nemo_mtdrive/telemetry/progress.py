@@ -18,9 +18,15 @@ from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
-from rich.progress import TimeRemainingColumn
 
 
 class Bar(Protocol):
@@ -61,7 +67,7 @@ def format_metrics(metrics: dict[str, float]) -> str:
 
 def format_seconds(seconds: float) -> str:
     """`42 s`, `3:07 min` or `1:05 h`."""
-    whole = int(round(seconds))
+    whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:

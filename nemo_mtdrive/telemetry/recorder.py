@@ -41,7 +41,7 @@ class RolloutFile:
     step: int
 
 
-class RolloutRecorder:
+class EpisodeRecorder:
     """Writes a bounded number of episodes of each step; training rank 0 owns it.
 
     Args:
