@@ -1,8 +1,11 @@
-"""Lightning's `Callback`, imported in the one order that works on a machine without a GPU."""
+"""Lightning's `Callback`; its import takes about 8 s, so processes that do not train leave this package alone."""
 
 from __future__ import annotations
 
-import nemo_mtdrive.models  # noqa: F401  isort: skip  declares torchvision's operators, which Lightning's imports need
-from lightning.pytorch.callbacks import Callback  # isort: skip
+from nemo_mtdrive.torchvision_ops import declare_torchvision_operators
+
+declare_torchvision_operators()  # Lightning imports torchmetrics, which imports torchvision
+
+from lightning.pytorch.callbacks import Callback  # noqa: E402
 
 __all__ = ["Callback"]

@@ -15,24 +15,24 @@ import numpy as np
 import torch
 
 from nemo_mtdrive.callbacks.base import Callback
-from nemo_mtdrive.callbacks.retention import CheckpointFolder
+from nemo_mtdrive.callbacks.retention import CheckpointStore
 
 
 class Checkpointing(Callback):
     """Saves every `every_steps` steps, and when asked.
 
     Args:
-        folder: where and what stays.
+        store: where checkpoints go and which stay.
         every_steps: 0 saves only when asked.
         write_weights: writes weights and optimizer into a folder; collective.
         trainer_state: this rank's plain JSON data at the time of the call (step, sampler, RNG, version).
     """
 
     def __init__(
-        self, folder: CheckpointFolder, *, every_steps: int, write_weights: Callable[[Path], None],
+        self, store: CheckpointStore, *, every_steps: int, write_weights: Callable[[Path], None],
         trainer_state: Callable[[], Mapping[str, Any]],
     ) -> None:
-        self.folder = folder
+        self.store = store
         self._every_steps = every_steps
         self._write_weights = write_weights
         self._trainer_state = trainer_state
@@ -48,8 +48,8 @@ class Checkpointing(Callback):
         return self.save(step, metrics) if due else None
 
     def save(self, step: int, metrics: Mapping[str, float]) -> Path:
-        """Save now. Collective."""
-        return self.folder.save(step, self._write_weights, self._trainer_state(), metrics)
+        """Save now, as rl-STEP. Collective."""
+        return self.store.save(f"rl-{step:06d}", self._write_weights, self._trainer_state(), metrics)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Lightning's batch is our step; its logged scalars are the metrics."""
@@ -59,7 +59,7 @@ class Checkpointing(Callback):
 
 def random_state() -> dict[str, Any]:
     """Python's, NumPy's, torch's and each CUDA device's generator state, as JSON data."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002  libraries draw from it
     version, words, gauss_next = random.getstate()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
@@ -82,7 +82,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     version, words, gauss_next = state["python"]
     random.setstate((version, tuple(words), gauss_next))
     name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, _bytes(keys).numpy().view(np.uint32), position, has_gauss, gauss))
+    np.random.set_state((name, _bytes(keys).numpy().view(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
     torch.set_rng_state(_bytes(state["torch"]))
     if devices:
         torch.cuda.set_rng_state_all([_bytes(each) for each in state["cuda"]])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from nemo_mtdrive.callbacks.base import Callback
-from nemo_mtdrive.transfer.tensors import CacheMetrics, TensorCache
+from nemo_mtdrive.transfer.tensors import TensorCache
 
 
 class IPTC(TensorCache, Callback):
@@ -21,11 +21,11 @@ class IPTC(TensorCache, Callback):
 
     def __init__(self, device: torch.device | str, budget_bytes: int, enabled: bool) -> None:
         super().__init__(device, budget_bytes, enabled)
-        self.last_step = CacheMetrics()
-        """Metrics of the step that ended last."""
+        self.last_step: dict[str, float] = {}
+        """Metrics of the step that ended last, `iptc/NAME` -> value."""
 
-    def on_step_end(self) -> CacheMetrics:
-        """Drop everything; returns the step's metrics."""
+    def on_step_end(self) -> dict[str, float]:
+        """Drop everything; returns the step's metrics, `iptc/NAME` -> value."""
         self.last_step = super().on_step_end()
         return self.last_step
 

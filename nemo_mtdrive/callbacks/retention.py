@@ -1,10 +1,10 @@
-"""Step checkpoints on disk: names, whole-or-nothing directories, and which ones stay.
+"""Checkpoints on disk: whole-or-nothing directories, what they are called by, and which ones stay.
 
-    checkpoints/step_000025/weights/...                      by the passed-in function, all ranks
-    checkpoints/step_000025/trainer_state.rank00000.json     step, sampler, RNG, version of each rank
-    checkpoints/step_000025/complete.json                    written last: without it the directory is no checkpoint
-    checkpoints/latest -> step_000025
-    checkpoints/best -> step_000020
+    checkpoints/rl-000025/...                                weights and optimizer, by the passed-in function, all ranks
+    checkpoints/rl-000025/trainer_state.rank00000.json       step, sampler, RNG, version: each rank's own
+    checkpoints/rl-000025/complete.json                      written last: without it the directory is no checkpoint
+    checkpoints/latest -> rl-000025
+    checkpoints/best -> rl-000020
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 FORMAT_VERSION = 1
-_NAME = re.compile(r"step_(\d{6,})")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _MARKER = "complete.json"
+_LINKS = ("latest", "best")
 
 
 class CheckpointError(RuntimeError):
@@ -30,31 +31,36 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint."""
+    """A whole checkpoint, as one rank sees it."""
 
     path: Path
-    step: int
+    """What the weights function was given."""
+    sequence: int
+    """Counts up with each checkpoint of the run."""
     metrics: Mapping[str, float]
     world_size: int
+    rank: int
 
     @property
-    def weights(self) -> Path:
-        """The folder that the weights function wrote."""
-        return self.path / "weights"
+    def name(self) -> str:
+        """As given to `save`."""
+        return self.path.name
 
-    def trainer_state(self, rank: int) -> dict[str, Any]:
-        """What rank `rank` gave to `save`.
+    @property
+    def state(self) -> dict[str, Any]:
+        """What this rank gave to `save`.
 
         Raises:
-            CheckpointError: it was saved by fewer ranks.
+            CheckpointError: fewer ranks saved it.
         """
-        path = _state_path(self.path, rank)
+        path = _state_path(self.path, self.rank)
         if not path.is_file():
-            raise CheckpointError(f"{self.path}: saved by {self.world_size} ranks, there is no state for rank {rank}")
+            saved = f"{self.path}: saved by {self.world_size} ranks, there is no state for rank {self.rank}"
+            raise CheckpointError(f"{saved}; resume with as many ranks")
         return dict(json.loads(path.read_text()))
 
 
-class CheckpointFolder:
+class CheckpointStore:
     """The checkpoints of a run.
 
     Args:
@@ -82,60 +88,80 @@ class CheckpointFolder:
         self._barrier = barrier
 
     def save(
-        self, step: int, write_weights: Callable[[Path], None], trainer_state: Mapping[str, Any], metrics: Mapping[str, float]
+        self, name: str, write_weights: Callable[[Path], None], state: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
     ) -> Path:
         """Write a checkpoint and remove those that need not stay. Collective: all ranks call it.
 
         Args:
-            step: of the trainer, 0 or more.
+            name: of its folder, such as rl-000025; one of that name that is there is replaced.
             write_weights: writes weights and optimizer into the folder that it is given; called on all ranks.
-            trainer_state: this rank's, plain JSON data.
-            metrics: of this step, on rank 0.
+            state: this rank's, plain JSON data.
+            metrics: of this moment, on rank 0; the retention's metric is looked up in them.
 
         Returns:
             The checkpoint's folder.
 
         Raises:
-            TypeError: the trainer state is not JSON data.
+            ValueError: not a folder name.
+            TypeError: the state is not JSON data.
         """
-        text = json.dumps(dict(trainer_state))  # before anything is written
-        final, beside = self.root / f"step_{step:06d}", self.root / f".step_{step:06d}"
+        if not _NAME.fullmatch(name) or name in _LINKS:
+            raise ValueError(f"checkpoint name {name!r}: letters, digits, dots, dashes, underscores; not latest or best")
+        text = json.dumps(dict(state))  # before anything is written
+        final, beside = self.root / name, self.root / f".{name}"
         if self._rank == 0:
             shutil.rmtree(beside, ignore_errors=True)
-            (beside / "weights").mkdir(parents=True)
+            beside.mkdir(parents=True)
         self._barrier()
-        write_weights(beside / "weights")
+        write_weights(beside)
         _state_path(beside, self._rank).write_text(text)
         self._barrier()
         if self._rank == 0:
-            self._finish(step, beside, final, metrics)
+            self._finish(beside, final, metrics or {})
         self._barrier()
         return final
 
     def all(self) -> list[Checkpoint]:
         """Whole checkpoints, oldest first."""
-        paths = [path for path in self.root.glob("step_*") if _NAME.fullmatch(path.name)] if self.root.is_dir() else []
-        return sorted((open_checkpoint(path) for path in paths if (path / _MARKER).is_file()), key=lambda each: each.step)
+        found = []
+        for marker in self.root.glob(f"*/{_MARKER}"):
+            folder = marker.parent
+            if not folder.is_symlink() and not folder.name.startswith("."):
+                found.append(open_checkpoint(folder, self._rank))
+        return sorted(found, key=lambda each: each.sequence)
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, or None."""
-        return max(self.all(), key=lambda each: each.step, default=None)
+        return max(self.all(), key=lambda each: each.sequence, default=None)
 
     def best(self) -> Checkpoint | None:
         """The one with the best metric, the newest of equals; None when no checkpoint has it."""
-        return max((each for each in self.all() if self._score(each) is not None),
-                   key=lambda each: (self._score(each), each.step), default=None)
+        scored = [(score, each.sequence, each) for each in self.all() if (score := self._score(each)) is not None]
+        return max(scored, key=lambda entry: entry[:2])[2] if scored else None
+
+    def clear(self) -> None:
+        """Remove all: a run that starts anew in the same folder must not resume from the old one. Collective."""
+        if self._rank == 0:
+            shutil.rmtree(self.root, ignore_errors=True)
+        self._barrier()
 
     def _score(self, checkpoint: Checkpoint) -> float | None:
         value = checkpoint.metrics.get(self._metric)
         return None if value is None or not math.isfinite(value) else self._sign * value
 
-    def _finish(self, step: int, beside: Path, final: Path, metrics: Mapping[str, float]) -> None:
-        marker = {"format": FORMAT_VERSION, "step": step, "metrics": dict(metrics), "world_size": self._world_size}
+    def _finish(self, beside: Path, final: Path, metrics: Mapping[str, float]) -> None:
+        newest = self.latest()
+        marker = {
+            "format": FORMAT_VERSION, "sequence": newest.sequence + 1 if newest else 1,
+            "metrics": {name: float(value) for name, value in metrics.items()}, "world_size": self._world_size,
+        }
+        _sync_tree(beside)
         (beside / _MARKER).write_text(json.dumps(marker, indent=1))
+        _sync(beside / _MARKER)
         _sync(beside)
-        if final.exists():  # the step was done again after a resume from an earlier one
-            shutil.rmtree(final)
+        if final.exists():  # the same step, done again
+            _remove(final)
         beside.rename(final)
         _sync(self.root)
         self._remove_old()
@@ -146,13 +172,12 @@ class CheckpointFolder:
         if best is not None:
             _point(self.root / "best", best.path)
         for checkpoint in whole[: -self._keep]:
-            if best is None or checkpoint.step != best.step:
-                (checkpoint.path / _MARKER).unlink()  # first: a half-removed folder is no checkpoint
-                shutil.rmtree(checkpoint.path)
+            if best is None or checkpoint.path != best.path:
+                _remove(checkpoint.path)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint folder's marker; `path` may be the `latest` or `best` link.
+def open_checkpoint(path: Path, rank: int) -> Checkpoint:
+    """Read a checkpoint's marker; `path` may be the `latest` or `best` link.
 
     Raises:
         CheckpointError: not whole, or of another format.
@@ -164,13 +189,19 @@ def open_checkpoint(path: Path) -> Checkpoint:
         content = json.loads(marker.read_text())
         if content["format"] != FORMAT_VERSION:
             raise CheckpointError(f"{path}: checkpoint format {content['format']}, this program reads {FORMAT_VERSION}")
-        return Checkpoint(path.resolve(), int(content["step"]), content["metrics"], int(content["world_size"]))
-    except (KeyError, TypeError, ValueError) as error:
+        metrics = {str(name): float(value) for name, value in content["metrics"].items()}
+        return Checkpoint(path.resolve(), int(content["sequence"]), metrics, int(content["world_size"]), rank)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{marker}: not a checkpoint marker ({error})") from error
 
 
 def _state_path(folder: Path, rank: int) -> Path:
     return folder / f"trainer_state.rank{rank:05d}.json"
+
+
+def _remove(folder: Path) -> None:
+    (folder / _MARKER).unlink()  # first: a half-removed folder is no checkpoint
+    shutil.rmtree(folder)
 
 
 def _point(link: Path, target: Path) -> None:
@@ -181,11 +212,15 @@ def _point(link: Path, target: Path) -> None:
     beside.replace(link)
 
 
-def _sync(folder: Path) -> None:
-    """Have a folder's files (not of folders below) and its entries on disk before going on."""
-    for path in [*(path for path in folder.iterdir() if path.is_file()), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _sync_tree(folder: Path) -> None:
+    """Have everything below a folder on disk before going on."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

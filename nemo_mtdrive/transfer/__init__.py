@@ -1,4 +1,4 @@
-"""The data plane: episodes from rollout workers to training ranks, images once a node, weights back. No pickle anywhere.
+"""The data plane: episodes from rollout workers to training ranks, images once a node, weights back. No pickle.
 
     segments  a run's folder in shared memory: who is alive, what is left over
     images    content-addressed image store; pixels as Qwen2.5-VL wants them

@@ -162,11 +162,11 @@ def _check(received: Received, task: RolloutTask, index: int) -> None:
     got = (episode.scene_id, episode.index, episode.policy_version)
     wanted = (task.scene_id, index, task.policy_version)
     if got != wanted:
-        raise TransferError(f"episode {episode.episode_id}: (scene, index, policy version) is {got}, asked for {wanted}")
+        raise TransferError(f"episode {episode.episode_id}: (scene, index, version) is {got}, asked for {wanted}")
 
 
 def _late(expected: Mapping[str, object], arrived: Mapping[str, object], deadline_s: float) -> str:
     missing = [episode_id for episode_id in expected if episode_id not in arrived]
     some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-    return (f"{len(missing)} of {len(expected)} episodes did not come within {deadline_s:g} s ({some}): look at the rollout "
-            "workers, or set rollout.rollout_timeout_s higher")
+    return (f"{len(missing)} of {len(expected)} episodes did not come within {deadline_s:g} s ({some}): look at the "
+            "rollout workers, or set rollout.rollout_timeout_s higher")

@@ -45,8 +45,9 @@ def grid_of(image: NDArray[np.uint8]) -> tuple[int, int, int]:
         ValueError: not uint8 [H, W, 3] with sides that are multiples of 28.
     """
     side = PATCH * MERGE
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.shape[0] % side or image.shape[1] % side:
-        raise ValueError(f"image {image.dtype} {list(image.shape)}: must be uint8 [H, W, 3], H and W multiples of {side}")
+    if image.dtype != np.uint8 or image.shape[2:] != (3,) or image.shape[0] % side or image.shape[1] % side:
+        got = f"image {image.dtype} {list(image.shape)}"
+        raise ValueError(f"{got}: must be uint8 [H, W, 3], H and W multiples of {side}")
     return 1, image.shape[0] // PATCH, image.shape[1] // PATCH
 
 

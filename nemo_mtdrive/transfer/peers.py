@@ -17,6 +17,7 @@ Delivery is at least once: after a reconnect all that is not acknowledged goes a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -29,8 +30,8 @@ from typing import Any
 import msgpack
 import numpy as np
 import zmq
-import zmq.utils.monitor
 from numpy.typing import NDArray
+from zmq.utils.monitor import recv_monitor_message
 
 from nemo_mtdrive.transfer.segments import TransferError
 from nemo_mtdrive.transfer.wire import Frame
@@ -150,10 +151,8 @@ class Outbox:
         return _Peer(endpoint, socket, monitor)
 
     def _wake(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
             os.write(self._wake_write, b"\0")
-        except BlockingIOError:
-            pass  # the pipe is full of wake-ups already
 
     def _raise_failure(self) -> None:
         if self._failure:
@@ -180,7 +179,7 @@ class Outbox:
                     if peer.socket in ready:
                         self._answer(peer, peer.socket.recv_multipart())
                     self._check_alive(peer)
-        except Exception as error:  # noqa: BLE001  nothing may die unseen in a thread: post and flush raise it
+        except Exception as error:  # nothing may die unseen in a thread: post and flush raise it
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
@@ -202,7 +201,7 @@ class Outbox:
 
     def _follow(self, peer: _Peer) -> None:
         """Note that the peer went or came; what it has not taken goes again when it comes back."""
-        event: dict[str, Any] = dict(zmq.utils.monitor.recv_monitor_message(peer.monitor))
+        event: dict[str, Any] = dict(recv_monitor_message(peer.monitor))
         if event["event"] == zmq.EVENT_DISCONNECTED:
             peer.connected, peer.away_since = False, time.monotonic()
             return

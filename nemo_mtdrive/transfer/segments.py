@@ -73,12 +73,14 @@ class RunFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
 def sweep(root: Path, run_id: str) -> int:
-    """Remove everything that a run holds in shared memory; returns the bytes freed. For the launcher, when all have ended.
+    """Remove everything that a run holds in shared memory; returns the bytes freed. For the launcher, at the end.
 
     Processes that still map a segment keep reading it; the memory is freed when they let go.
     """

@@ -1,6 +1,7 @@
-"""Inter-Process Streaming Serialization, worker side (IPSS, Section 3.4): serialise finished episodes while others generate.
+"""Inter-Process Streaming Serialization (IPSS, Section 3.4), worker side.
 
-Needs neither torch nor Lightning, so a rollout worker starts fast; `callbacks.ipss` wraps it for a Lightning trainer.
+Serialises and sends finished episodes in a thread pool while others generate. Needs neither torch nor Lightning, so a
+rollout worker starts fast; `callbacks.ipss` wraps it for a Lightning trainer.
 """
 
 from __future__ import annotations

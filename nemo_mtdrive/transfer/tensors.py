@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -72,7 +72,7 @@ class TensorCache:
             tensors, versions, _ = self._kept[key]
             for name, tensor in tensors.items():
                 if tensor._version != versions[name]:
-                    raise RuntimeError(f"tensor {name!r} of {key!r} was changed in place by a phase: clone it there first")
+                    raise RuntimeError(f"tensor {name!r} of {key!r} was changed in place: clone it in the phase first")
             self.metrics.hits += 1
             return dict(tensors)
         start = time.perf_counter()
@@ -94,11 +94,11 @@ class TensorCache:
         for key in [key for key, (_, _, of_weights) in self._kept.items() if of_weights]:
             self.metrics.bytes_kept -= bytes_of(self._kept.pop(key)[0])
 
-    def on_step_end(self) -> CacheMetrics:
-        """Drop everything; returns the step's metrics and starts new ones."""
+    def on_step_end(self) -> dict[str, float]:
+        """Drop everything; returns the step's metrics, `iptc/NAME` -> value, and starts new ones."""
         self._kept.clear()
         metrics, self.metrics = self.metrics, CacheMetrics()
-        return metrics
+        return {f"iptc/{name}": float(value) for name, value in asdict(metrics).items()}
 
 
 def bytes_of(tensors: Tensors) -> int:

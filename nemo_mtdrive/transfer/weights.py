@@ -1,6 +1,6 @@
 """Full HF-named weights from the trainer to the engines, through files in shared memory. No pickle.
 
-    <run>/weights/<version>/manifest.msgpack    {format, version, tensors: [[name, dtype, shape, offset, bytes, crc32]], ...}
+    <run>/weights/<version>/manifest.msgpack    format, version, bytes, [name, dtype, shape, offset, bytes, crc32] each
     <run>/weights/<version>/data                the tensors' bytes, each at a multiple of 64
 
 A version appears by a rename when it is whole, so a reader sees all of it or nothing. Old versions are removed by the
@@ -74,7 +74,7 @@ class WeightPublisher:
             size = _write(beside, version, weights)
             beside.rename(self._root / str(version))
         except OSError as error:
-            raise WeightError(f"weights version {version} cannot be written to {self._root}: {error.strerror}") from error
+            raise WeightError(f"weights version {version}: {self._root}: {error.strerror}; make room there") from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         for old in versions(self._root)[: -self._keep]:
@@ -120,7 +120,8 @@ class WeightReader:
             there = versions(self._root) or "none"
             raise WeightError(f"weights version {wanted} is not in {self._root}; there: {there}") from error
         if manifest["version"] != wanted or manifest["bytes"] != size:
-            raise WeightError(f"{path}: manifest of version {manifest['version']}, {manifest['bytes']} bytes; data of {size}")
+            described = f"version {manifest['version']} of {manifest['bytes']} bytes"
+            raise WeightError(f"{path}: the manifest says {described}, the data has {size}")
         return manifest["version"], {entry[0]: _view(entry, data, path, verify) for entry in manifest["tensors"]}
 
 
