@@ -120,3 +120,20 @@ def broadcast_from_last_stage(tensor: torch.Tensor) -> torch.Tensor:
     buffer = tensor.to(device()) if is_source else torch.empty(int(size), dtype=tensor.dtype, device=device())
     dist.broadcast(buffer, source, group=group)
     return buffer
+
+
+def barrier() -> None:
+    """Wait for all ranks; unblocked when the last one calls."""
+    dist.barrier()
+
+
+def check_agreement(digest: str) -> None:
+    """All ranks name the same digest, or all fail: ranks that train on different data would drift apart in silence.
+
+    Raises:
+        RuntimeError: they differ; the message shows each rank's.
+    """
+    found: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, digest)
+    if len(set(found)) > 1:
+        raise RuntimeError(f"training ranks hold different episodes (digests {found}): resume from the last checkpoint")
