@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,27 +11,11 @@ from numpy.typing import NDArray
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.driving.trajectory import constant_velocity
 from nemo_mtdrive.evaluation.evaluate import Answer, Bootstrap, SceneFacts, facts_of, summarise_answers
+from nemo_mtdrive.pdm.agent import Reviewer
 
 Array = NDArray[np.float64]
 Driver = Callable[[Scene], Array | None]
 """A scene -> its trajectory [8, 3], or None when this driver has none for the scene."""
-
-
-class Review(Protocol):
-    """One scored trajectory (`pdm.agent.Review`)."""
-
-    @property
-    def scores(self) -> Mapping[str, float]:
-        """SCORE_NAMES -> 0..1."""
-        ...
-
-
-class Reviewer(Protocol):
-    """Whoever scores trajectories (`pdm.agent.PDMAgent`)."""
-
-    def review(self, scene: Scene, trajectories: Array) -> Sequence[Review]:
-        """Score trajectories [B, 8, 3] of one scene."""
-        ...
 
 
 def human(scene: Scene) -> Array | None:

@@ -66,7 +66,8 @@ def draw_bird_eye(axes: Axes, excerpt: SceneExcerpt | None, turn: Mapping[str, A
         if mark.box is not None:
             x, y, heading, length, width = mark.box
             outline = np.column_stack(_up(corners(x, y, heading, length / 2, length / 2, width)))
-            axes.add_patch(Polygon(outline, fill=False, edgecolor=COLOURS[mark.metric], linewidth=1.3, linestyle=(0, (2, 1.5)), zorder=9))
+            axes.add_patch(Polygon(outline, fill=False, edgecolor=COLOURS[mark.metric], linewidth=1.3,
+                                   linestyle=(0, (2, 1.5)), zorder=9))
         if mark.metric == "DAC":
             axes.plot([-mark.y], [mark.x], "x", color=COLOURS["DAC"], markersize=8, markeredgewidth=2.6, zorder=10)
         else:
@@ -123,7 +124,8 @@ def turns_figure(excerpt: SceneExcerpt | None, image: NDArray[np.uint8] | None, 
         draw_camera(axes, image, excerpt, turn)
         axes.set_aspect("auto")
         axes.text(0.02, 0.95, f"turn {turn['index'] + 1}", transform=axes.transAxes, va="top", fontsize=8,
-                  color="white", fontweight="bold", bbox={"facecolor": "#20262dcc", "edgecolor": "none", "boxstyle": "round,pad=0.3"})
+                  color="white", fontweight="bold",
+                  bbox={"facecolor": "#20262dcc", "edgecolor": "none", "boxstyle": "round,pad=0.3"})
     window = window_of(excerpt, turns)
     for number, turn in enumerate(turns):
         axes = place(camera_width + 0.18 + number * (panel + 0.12), 0.36, panel, height)

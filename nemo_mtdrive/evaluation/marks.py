@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_mtdrive.driving.camera import project as project_full
+from nemo_mtdrive.driving.scene import Camera
 from nemo_mtdrive.driving.trajectory import dense
 from nemo_mtdrive.telemetry.excerpt import CameraView, SceneExcerpt
 
@@ -84,18 +86,15 @@ def window_of(excerpt: SceneExcerpt | None, turns: Iterable[Mapping[str, Any]]) 
 
 
 def project(points: Array, camera: CameraView, width: int, height: int) -> Array:
-    """Ego-frame points [n, 3] -> [n, 3] of pixel u, v in a width x height picture, and depth [m].
+    """Ego-frame points [n, 3] (or [n, 2] on the ground) -> [n, 2] pixels of a width x height picture of this camera.
 
-    The camera looks along its z axis, x right, y down. Points of depth below `MIN_DEPTH` have u = v = NaN.
+    Points nearer than `MIN_DEPTH` are NaN.
     """
-    ego_to_camera = np.linalg.inv(np.asarray(camera.extrinsics))
-    local = points @ ego_to_camera[:3, :3].T + ego_to_camera[:3, 3]
-    depth = local[:, 2]
-    seen = depth >= MIN_DEPTH
-    pixels = np.full((len(points), 2), np.nan)
-    homogeneous = local[seen] @ np.asarray(camera.intrinsics).T
-    pixels[seen] = homogeneous[:, :2] / homogeneous[:, 2:3]
-    return np.column_stack([pixels * [width / camera.width, height / camera.height], depth])
+    pinhole = Camera("", camera.width, camera.height, np.asarray(camera.intrinsics), np.asarray(camera.extrinsics))
+    pixels, depth = project_full(points, pinhole)
+    pixels[depth < MIN_DEPTH] = np.nan
+    scaled: Array = pixels * [width / camera.width, height / camera.height]
+    return scaled
 
 
 def ribbon(trajectory: Sequence[Sequence[float]], camera: CameraView, width: int, height: int,
@@ -103,13 +102,11 @@ def ribbon(trajectory: Sequence[Sequence[float]], camera: CameraView, width: int
     """The band that the ego would drive over, on the ground, as a polygon [n, 2] in pixels; empty when out of sight."""
     poses = dense(np.asarray(trajectory, dtype=np.float64), 0.1)
     left = np.column_stack([-np.sin(poses[:, 2]), np.cos(poses[:, 2])]) * half_width
-    ground = np.zeros((len(poses), 1))
-    sides = [project(np.hstack([poses[:, :2] + side * left, ground]), camera, width, height) for side in (1.0, -1.0)]
+    sides = [project(poses[:, :2] + side * left, camera, width, height) for side in (1.0, -1.0)]
     seen = np.isfinite(sides[0][:, 0]) & np.isfinite(sides[1][:, 0])
-    return np.vstack([sides[0][seen, :2], sides[1][seen, :2][::-1]])
+    return np.vstack([sides[0][seen], sides[1][seen][::-1]])
 
 
 def points_in_image(trajectory: Sequence[Sequence[float]], camera: CameraView, width: int, height: int) -> Array:
     """The eight points on the ground, [8, 2] pixels, NaN for those out of sight."""
-    poses = np.asarray(trajectory, dtype=np.float64)
-    return project(np.column_stack([poses[:, :2], np.zeros(len(poses))]), camera, width, height)[:, :2]
+    return project(np.asarray(trajectory, dtype=np.float64)[:, :2], camera, width, height)
