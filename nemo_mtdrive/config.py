@@ -69,6 +69,8 @@ class RolloutConfig:
     max_turns: int = 6
     max_answer_tokens: int = 256
     max_context: int = 11500
+    max_running: int = 256
+    """Most episodes that a worker runs at once; bounds the engine's memory."""
     temperature: float = 1.0
     dtype: str = "bfloat16"
     threads: int = 2

@@ -67,7 +67,7 @@ def build_micro_batch(sequences: Sequence[Tokens], images: Callable[[str], Paylo
     """The tensors of a micro-batch on the device; see the module's docstring. Each different image goes in once."""
     grids = {key: grid for s in sequences for key, grid in zip(s.image_keys, s.image_grids, strict=True)}
     keys = list(grids)
-    positions = [mrope_positions(s.tokens, s.image_grids, tokenizer) for s in sequences]
+    positions = [mrope_positions(s.tokens, s.image_grids, tokenizer.image_pad, tokenizer.vision_start) for s in sequences]
     batch = {
         "tokens": pad((s.tokens for s in sequences), torch.int64, tokenizer.end_of_text),
         "positions": torch.stack([pad((p[axis] for p in positions), torch.int64) for axis in range(3)]),

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from nemo_mtdrive.algorithms.mtgrpo import MTGRPOTrainer
 from nemo_mtdrive.algorithms.policy import Policy
 from nemo_mtdrive.algorithms.rollouts import RolloutClient
 from nemo_mtdrive.algorithms.sft import SFTTrainer
-from nemo_mtdrive.callbacks.checkpointing import CheckpointStore
+from nemo_mtdrive.callbacks.checkpointing import random_state, set_random_state
+from nemo_mtdrive.callbacks.retention import CheckpointFolder
 from nemo_mtdrive.config import Config
 from nemo_mtdrive.data.curate import SceneArguments
 from nemo_mtdrive.data.prepare import Splits
@@ -26,7 +26,7 @@ from nemo_mtdrive.data.single_turn import question
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.evaluation.evaluate import Bootstrap, facts_of, summarise
 from nemo_mtdrive.telemetry.metrics import MetricsLogger
-from nemo_mtdrive.telemetry.progress import Bar, Progress
+from nemo_mtdrive.telemetry.progress import Progress
 from nemo_mtdrive.telemetry.recorder import EpisodeRecorder
 from nemo_mtdrive.types import Episode, Group, RolloutTask
 
@@ -49,8 +49,13 @@ class TrainingJob:
 
     def __init__(self, config: Config, run_dir: Path, policy: Policy, rollouts: RolloutClient,
                  sft: SFTTrainer | None, rl: MTGRPOTrainer, splits: Splits, scenes: SceneArguments,
-                 checkpoints: CheckpointStore, progress: Progress, rank: int) -> None:
+                 checkpoints: CheckpointFolder, save: Callable[[Path], None], load: Callable[[Path], None],
+                 progress: Progress, rank: int) -> None:
+        """`save` and `load` write and read the policy's weights, optimizer and reference in a folder (collective)."""
         self.config = config
+        self.rank = rank
+        self._save = save
+        self._load = load
         self.run_dir = run_dir
         self.policy = policy
         self.rollouts = rollouts
@@ -69,31 +74,33 @@ class TrainingJob:
     def run(self) -> None:
         """Everything that is not done yet."""
         state = self.resume()
-        if self.sft is not None and state.phase == "sft":
+        self.rollouts.publish()
+        if state.phase == "sft":
             if state.step == 0:
                 self.evaluate("before_sft")
             self.run_sft(state.step)
             state = JobState("rl", 0)
-        self.rollouts.publish(self.policy)
-        self.evaluate("after_sft" if self.sft is not None else "before_rl")
-        self.run_rl(state.step)
-        self.evaluate("after_rl")
+        if state.step == 0:
+            self.evaluate("after_sft" if self.sft is not None else "before_rl")
+        if self.rl_steps:
+            self.run_rl(state.step)
+            self.evaluate("after_rl")
         self.rollouts.stop()
 
     def resume(self) -> JobState:
         """Load the last whole checkpoint, if the job is to be resumed and there is one; else start with the policy."""
-        start = JobState("sft" if self.sft is not None else "rl", 0)
         found = self.checkpoints.latest() if self.config.resume else None
         if found is None:
             if self.is_main:
                 self._summary.clear()
             self.policy.set_reference()
-            self.rollouts.publish(self.policy)
-            return start
-        state = JobState(**found.state["job"])
-        self.policy.load(found.path)
-        self.rollouts.resume(found.state["policy_version"])
-        self.progress.note(f"resumed from {found.path}: {state.phase} step {state.step}")
+            return JobState("sft" if self.sft is not None else "rl", 0)
+        saved = found.trainer_state(self.rank)
+        self._load(found.weights)
+        set_random_state(saved["random"])
+        self.rollouts.policy_version = saved["policy_version"]
+        state = JobState(**saved["job"])
+        self.progress.note(f"resumed from {found.path.name}: {state.phase} step {state.step}")
         return state
 
     def run_sft(self, done: int) -> None:
@@ -108,14 +115,19 @@ class TrainingJob:
                 metrics.log(step, values)
                 bar.advance(1, loss=values["loss"])
                 if (step + 1) % self.config.checkpoint.sft_every_steps == 0 and step + 1 < settings.steps:
-                    self.save(JobState("sft", step + 1))
+                    self.save(JobState("sft", step + 1), {})
         self.policy.set_reference()
-        self.save(JobState("rl", 0))
+        self.rollouts.publish_next()
+        self.save(JobState("rl", 0), {})
+
+    @property
+    def rl_steps(self) -> int:
+        """Steps of Algorithm 1: I iterations of M."""
+        return self.config.mtgrpo.iterations * self.config.mtgrpo.steps
 
     def run_rl(self, done: int) -> None:
         """Algorithm 1 from step `done` on: I iterations of M steps."""
-        settings = self.config.mtgrpo
-        total = settings.iterations * settings.steps
+        settings, total = self.config.mtgrpo, self.rl_steps
         with self._metrics("rl", done) as metrics, self.progress.phase("mtGRPO", total=total, unit="steps") as bar:
             bar.advance(done)
             for step in range(done, total):
@@ -128,7 +140,7 @@ class TrainingJob:
                             gap=values.get("logprob_gap/max", float("nan")))
                 every = self.config.checkpoint.every_steps
                 if step + 1 == total or every and (step + 1) % every == 0:
-                    self.save(JobState("rl", step + 1))
+                    self.save(JobState("rl", step + 1), values)
                 validate = self.config.validation.every_steps
                 if validate and (step + 1) % validate == 0 and step + 1 < total:
                     self.evaluate(f"rl_step_{step + 1}")
@@ -163,10 +175,12 @@ class TrainingJob:
         self._recorder.record(step, purpose, kept, prompts={name: question(scene) for name, scene in scenes.items()},
                               images=images, scenes=scenes)
 
-    def save(self, state: JobState) -> None:
-        """A checkpoint with weights, optimizer, reference and where the job is."""
-        self.checkpoints.save(f"{state.phase}-{state.step:06d}", self.policy.save,
-                              {"job": asdict(state), "policy_version": self.rollouts.policy_version})
+    def save(self, state: JobState, metrics: Mapping[str, float]) -> None:
+        """A checkpoint with weights, optimizer, reference and where the job is; named by steps of both phases."""
+        done = state.step + (self.config.sft.steps if state.phase == "rl" else 0)
+        trainer_state = {"job": asdict(state), "policy_version": self.rollouts.policy_version, "random": random_state()}
+        kept = {name: value for name, value in metrics.items() if "/PDMS" in name or name == "reward/mean"}
+        self.checkpoints.save(done, self._save, trainer_state, kept)
 
     def _metrics(self, phase: str, done: int) -> MetricsLogger | NoMetrics:
         if not self.is_main:

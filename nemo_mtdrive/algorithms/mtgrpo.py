@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ from nemo_mtdrive.config import MtGRPOConfig
 from nemo_mtdrive.data.sampler import EpochSampler
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
 from nemo_mtdrive.telemetry.timers import StepTimers
+from nemo_mtdrive.transfer.tensors import CacheMetrics
 from nemo_mtdrive.types import NOT_OURS, Episode, Group, RolloutTask
 
 
@@ -32,8 +33,8 @@ class Rollouts(Protocol):
     def images(self, episodes: Sequence[Episode]) -> Callable[[str], Payload]:
         """How to get at the images of episodes of the last groups, by key."""
 
-    def publish(self, policy: Policy) -> None:
-        """Put the policy's weights into the engines; tasks of a new version may follow."""
+    def publish_next(self) -> None:
+        """The policy's weights changed: put them into the engines as the next version."""
 
     @property
     def policy_version(self) -> int:
@@ -49,8 +50,8 @@ class TensorCache(Protocol):
     def get(self, key: str, build: Callable[[], MicroBatch]) -> MicroBatch:
         """The tensors of a key on the device."""
 
-    def on_step_end(self) -> dict[str, float]:
-        """Drop what the step held; returns hit and byte metrics."""
+    def on_step_end(self) -> CacheMetrics:
+        """Drop what the step held; returns what it did."""
 
 
 @dataclass
@@ -110,8 +111,9 @@ class MTGRPOTrainer:
         metrics = rollout_metrics(self.groups, self.settings.estimator) | _mean(updates)
         metrics |= logprob_gap([micro for mini_batch in mini_batches for micro in mini_batch])
         with self.timers("weight_sync"):
-            self.rollouts.publish(self.policy)
-        return metrics | self.cache.on_step_end() | self.rollouts.collect() | self.timers.collect()
+            self.rollouts.publish_next()
+        cached = {f"iptc/{name}": float(value) for name, value in asdict(self.cache.on_step_end()).items()}
+        return metrics | cached | self.rollouts.collect() | self.timers.collect()
 
     def draw_tasks(self, step: int) -> list[RolloutTask]:
         """Line 6: the questions of this step, each to be rolled out G times."""

@@ -1,0 +1,141 @@
+"""The trainer's side of rolling out: hand tasks to the workers, collect every rank's copy of the episodes, sync weights.
+
+Every training rank calls the same methods. Rank 0 has the `WorkerPool` and speaks to the workers; all ranks receive the
+episodes themselves, because tensor-parallel ranks need the same data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nemo_mtdrive.algorithms.batch import Payload
+from nemo_mtdrive.callbacks.ipss import IPSS
+from nemo_mtdrive.callbacks.weight_sync import WeightSync
+from nemo_mtdrive.rollout.pool import WorkerPool
+from nemo_mtdrive.telemetry.progress import Bar
+from nemo_mtdrive.transfer.collect import Collected
+from nemo_mtdrive.transfer.link import Received
+from nemo_mtdrive.types import Episode, Group, RolloutTask
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """How long is waited for workers [s]."""
+
+    start_s: float
+    rollout_s: float
+
+
+class RolloutClient:
+    """`algorithms.mtgrpo.Rollouts` over rollout workers.
+
+    Args:
+        ipss: this rank's end of the episode stream.
+        weights: publishes the policy's weights.
+        pool: the workers, on rank 0; None on the others.
+        agree: raises when the ranks hold different data; called with a digest (collective).
+        decode_each_time: decode an episode anew whenever its images are asked for (`transfer.iptc=false`).
+    """
+
+    def __init__(self, ipss: IPSS, weights: WeightSync, pool: WorkerPool | None, deadlines: Deadlines,
+                 agree: Callable[[str], None], decode_each_time: bool) -> None:
+        self._ipss = ipss
+        self._weights = weights
+        self._pool = pool
+        self._deadlines = deadlines
+        self._agree = agree
+        self._decode_each_time = decode_each_time
+        self._collected: Collected | None = None
+        self._worker_metrics: dict[str, float] = {}
+
+    @property
+    def policy_version(self) -> int:
+        """Number of the last published weights."""
+        return self._weights.version
+
+    @policy_version.setter
+    def policy_version(self, version: int) -> None:
+        """Go on counting from a checkpoint; before the first `publish`."""
+        self._weights.version = version
+
+    def wait_ready(self) -> None:
+        """Wait until every worker has built its engine; unblocked by their "ready".
+
+        Raises:
+            WorkerLost: one failed, or was not ready in time.
+        """
+        if self._pool is not None:
+            self._pool.wait_ready(self._deadlines.start_s)
+
+    def publish(self) -> None:
+        """Put the current weights into the engines under the current version. Collective."""
+        self._weights.publish()
+        self._load()
+
+    def publish_next(self) -> None:
+        """The weights changed: put them into the engines as the next version. Collective."""
+        self._weights.on_step_end()
+        self._load()
+
+    def _load(self) -> None:
+        if self._pool is not None:
+            self._pool.load_weights(self._weights.version, {"version": self._weights.version}, self._deadlines.start_s)
+
+    def generate(self, tasks: Sequence[RolloutTask], bar: Bar | None = None) -> list[Group]:
+        """Roll the tasks out and wait for every episode; groups in the order of the tasks. Collective.
+
+        Raises:
+            WorkerLost: a worker ended or fell silent.
+            CollectTimeout: the deadline passed.
+        """
+        batch = self._pool.start(tasks) if self._pool is not None else -1
+
+        def arrived(received: Received, count: int, total: int) -> None:
+            if bar is not None:
+                bar.advance(1)
+
+        self._collected = self._ipss.collect(tasks, deadline_s=self._deadlines.rollout_s, on_arrival=arrived,
+                                             on_wait=self._look_after_workers)
+        self._finish_batch(batch)
+        self._agree(self._collected.digest)
+        return self._collected.groups
+
+    def _look_after_workers(self) -> None:
+        if self._pool is not None:
+            self._take(self._pool.poll())
+
+    def _finish_batch(self, batch: int) -> None:
+        """Hear the workers out, so that their metrics belong to this batch."""
+        while self._pool is not None and self._pool.busy():
+            self._take(self._pool.poll(0.5))
+
+    def _take(self, heard: Sequence[tuple[str, Any]]) -> None:
+        for _, message in heard:
+            if message.type == "done":
+                for name, value in message["metrics"].items():
+                    self._worker_metrics[name] = self._worker_metrics.get(name, 0.0) + value
+
+    def images(self, episodes: Sequence[Episode]) -> Callable[[str], Payload]:
+        """How to get at the images of episodes of the last `generate`, by key."""
+        assert self._collected is not None, "generate comes first"
+        found: dict[str, Payload] = {}
+        for episode in episodes:
+            received = self._collected.received[episode.episode_id]
+            found |= received.decode_again()[1] if self._decode_each_time else received.images
+        return found.__getitem__
+
+    def collect(self) -> dict[str, float]:
+        """Transfer metrics since the last call."""
+        found = {f"transfer/{name}": float(value) for name, value in asdict(self._collected.metrics).items()} \
+            if self._collected is not None else {}
+        found |= {f"worker/{name}": float(value) for name, value in self._worker_metrics.items()}
+        self._worker_metrics = {}
+        return found | {"transfer/weight_bytes": float(self._weights.bytes_published)}
+
+    def stop(self) -> None:
+        """Ask the workers to end and close this rank's links."""
+        if self._pool is not None:
+            self._pool.stop(5.0)
+        self._ipss.close()

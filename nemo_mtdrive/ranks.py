@@ -1,0 +1,242 @@
+"""What each process of a job does from start to end: environment server, rollout worker, training rank.
+
+Each reads the run directory (config.yaml, endpoints.json, splits.json) and builds its parts; imports that take seconds
+are inside the functions, so that a process imports only what it needs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_mtdrive.config import Config, read_config
+from nemo_mtdrive.launch import Endpoints, read_endpoints
+from nemo_mtdrive.process import die_with_parent
+
+if TYPE_CHECKING:
+    import torch
+
+    from nemo_mtdrive.dialogue.tokenizer import Tokenizer
+    from nemo_mtdrive.rollout.worker import WorkerParts
+    from nemo_mtdrive.transfer.link import LinkKind
+
+SHM_ROOT = Path("/dev/shm")
+LOST_AFTER_S = 30.0
+HEARTBEAT_S = 2.0
+PREFILL_TOKENS = 16384
+MEGABYTE = 1 << 20
+
+
+def serve_environment(run_dir: Path) -> int:
+    """The environment server of a run; returns the exit code."""
+    from urllib.parse import urlsplit
+
+    from nemo_mtdrive.data.prepare import scene_arguments
+    from nemo_mtdrive.environment.env import DrivingEnvironment
+    from nemo_mtdrive.environment.server import serve
+    from nemo_mtdrive.pdm.agent import PDMAgent
+
+    config, endpoints = _read(run_dir)
+    address = urlsplit(endpoints.environment_urls[0])
+
+    def make() -> DrivingEnvironment:
+        agent = PDMAgent(perception=config.environment.perception, cache_size=config.environment.cache_scenes)
+        return DrivingEnvironment(scene_arguments(config, run_dir).open(), agent, config.rollout.max_turns)
+
+    return serve(make, host=address.hostname or "127.0.0.1", port=address.port or 0, token=endpoints.environment_token)
+
+
+def run_rollout_worker(run_dir: Path, index: int) -> int:
+    """One rollout worker of a run; returns the exit code."""
+    from nemo_mtdrive.rollout.worker import WorkerConfig, run_worker
+
+    config, endpoints = _read(run_dir)
+    return run_worker(
+        WorkerConfig(worker_name(index), endpoints.control, heartbeat_s=HEARTBEAT_S, trainer_timeout_s=LOST_AFTER_S),
+        partial(_worker_parts, config, endpoints))
+
+
+def worker_name(index: int) -> str:
+    """The name by which the trainer knows a worker."""
+    return f"worker-{index}"
+
+
+def _worker_parts(config: Config, endpoints: Endpoints) -> WorkerParts:
+    import torch
+
+    from nemo_mtdrive.environment.client import EnvironmentClient
+    from nemo_mtdrive.rollout.multi_turn import RolloutSettings
+    from nemo_mtdrive.rollout.native import NativeEngine
+    from nemo_mtdrive.rollout.worker import WorkerParts
+    from nemo_mtdrive.transfer.link import open_sender
+    from nemo_mtdrive.transfer.segments import RunFolder
+    from nemo_mtdrive.transfer.stream import EpisodeStream
+    from nemo_mtdrive.transfer.weights import WeightReader
+
+    tokenizer = load_tokenizer(config)
+    rollout, transfer = config.rollout, config.transfer
+    engine = NativeEngine(
+        hf_config(config, tokenizer), stop_token=tokenizer.im_end, forbidden_tokens=tokenizer.forbidden.tolist(),
+        max_context=rollout.max_context, dtype=getattr(torch, rollout.dtype), device=torch.device(_device_name()),
+        prefill_tokens=PREFILL_TOKENS)
+    folder = RunFolder(SHM_ROOT, endpoints.run_id)
+    reader = WeightReader(folder)
+    sender = open_sender(_link_kind(config), endpoints.episodes, endpoints.run_id, in_flight=transfer.in_flight,
+                         lost_after_s=LOST_AFTER_S, shm_root=SHM_ROOT,
+                         image_budget_bytes=transfer.image_store_mb * MEGABYTE)
+    stream = EpisodeStream(sender, threads=transfer.threads, in_flight=transfer.in_flight,
+                           flush_timeout_s=rollout.rollout_timeout_s)
+    environment = EnvironmentClient(endpoints.environment_urls, endpoints.environment_token,
+                                    config.environment.timeout_s, config.environment.retries)
+    environment.wait_ready(rollout.start_timeout_s)
+
+    def flush() -> Mapping[str, float]:
+        return {f"stream_{name}": float(value) for name, value in asdict(stream.on_rollout_end()).items()}
+
+    def read_weights(manifest: Mapping[str, Any]) -> Iterable[tuple[str, torch.Tensor]]:
+        return reader.read(int(manifest["version"]))[1].items()
+
+    def close() -> None:
+        stream.close()
+        environment.disconnect()
+        folder.close()
+
+    settings = RolloutSettings(rollout.max_turns, rollout.max_answer_tokens, rollout.max_running,
+                               config.reward.pdm_weight, config.reward.format_weight)
+    return WorkerParts(engine, environment, tokenizer, settings, stream.on_episode_end, flush, read_weights, close)
+
+
+def run_training_rank(run_dir: Path) -> int:
+    """One training rank of a run (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the environment); the exit code."""
+    die_with_parent()
+    from nemo_mtdrive.models import parallel
+
+    config, endpoints = _read(run_dir)
+    parallel.initialise(config.parallel.tensor, config.parallel.pipeline, config.seed, config.rollout.start_timeout_s)
+    try:
+        _train(config, endpoints, run_dir)
+    finally:
+        parallel.shutdown()
+    return 0
+
+
+def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
+    import torch
+
+    from nemo_mtdrive.algorithms.job import TrainingJob
+    from nemo_mtdrive.algorithms.mtgrpo import MTGRPOTrainer
+    from nemo_mtdrive.algorithms.policy import DataShare
+    from nemo_mtdrive.algorithms.rollouts import Deadlines, RolloutClient
+    from nemo_mtdrive.algorithms.sft import SFTTrainer
+    from nemo_mtdrive.callbacks.ipss import IPSS
+    from nemo_mtdrive.callbacks.iptc import IPTC
+    from nemo_mtdrive.callbacks.retention import CheckpointFolder
+    from nemo_mtdrive.callbacks.weight_sync import WeightSync
+    from nemo_mtdrive.data.datasets import SFTDataset
+    from nemo_mtdrive.data.prepare import read_splits, scene_arguments
+    from nemo_mtdrive.models import checkpoint, parallel
+    from nemo_mtdrive.models.qwen25_vl import OptimizerOptions, build_model
+    from nemo_mtdrive.models.tiny import random_hf_state
+    from nemo_mtdrive.rollout.pool import WorkerPool
+    from nemo_mtdrive.telemetry.events import EventProgress
+    from nemo_mtdrive.transfer.link import open_receiver
+    from nemo_mtdrive.transfer.segments import RunFolder
+    from nemo_mtdrive.transfer.weights import WeightPublisher
+
+    ranks, device = parallel.ranks(), parallel.device()
+    rollout, transfer = config.rollout, config.transfer
+    events = os.fdopen(int(os.environ["MTDRIVE_EVENTS_FD"]), "w") if "MTDRIVE_EVENTS_FD" in os.environ else None
+    progress = EventProgress(events)
+    pool = None
+    if ranks.rank == 0:
+        pool = WorkerPool(endpoints.control, [worker_name(index) for index in range(rollout.workers)],
+                          heartbeat_timeout_s=rollout.heartbeat_timeout_s)
+
+    tokenizer = load_tokenizer(config)
+    hf = hf_config(config, tokenizer)
+    optimizer = OptimizerOptions(clip_gradient=config.mtgrpo.clip_grad, weight_decay=config.mtgrpo.weight_decay,
+                                 beta1=0.9, beta2=0.95, epsilon=1e-8, distributed=device.type == "cuda")
+    model = build_model(hf, optimizer=optimizer, sequence_parallel=False, dtype=getattr(torch, config.model.dtype),
+                        max_length=rollout.max_context, recompute=False)
+    model.load_hf_state(load_hf_weights(config) if config.model.hf else random_hf_state(hf, config.seed))
+    model.prepare_for_training()
+
+    kind = _link_kind(config)
+    ipss = IPSS(open_receiver=partial(
+        open_receiver, kind, endpoints.episodes[ranks.rank], endpoints.run_id, shm_root=SHM_ROOT,
+        image_budget_bytes=transfer.image_store_mb * MEGABYTE, keep_frames=not transfer.iptc))
+    ipss.setup(None, None, "fit")
+    folder = RunFolder(SHM_ROOT, endpoints.run_id)
+    weights = WeightSync(WeightPublisher(folder, writes=ranks.rank == 0, keep=2), model.export_hf_state, version=0)
+    rollouts = RolloutClient(ipss, weights, pool, Deadlines(rollout.start_timeout_s, rollout.rollout_timeout_s),
+                             parallel.check_agreement, decode_each_time=not transfer.iptc)
+    share = DataShare(ranks.data_rank, ranks.data_size, device)
+    cache = IPTC(device, transfer.tensor_cache_mb * MEGABYTE, enabled=transfer.iptc)
+    splits = read_splits(run_dir)
+    sft = None
+    if config.sft.steps:
+        sft = SFTTrainer(config.sft, model, share, SFTDataset(run_dir / "sft_data", tokenizer), tokenizer)
+    rl = MTGRPOTrainer(config.mtgrpo, model, share, rollouts, cache, tokenizer, splits.train, config.seed,
+                       rollout.temperature)
+    checkpoints = CheckpointFolder(run_dir / "checkpoints", keep=config.checkpoint.keep, metric="rollout/last_turn/PDMS",
+                                   higher_is_better=True, rank=ranks.rank, world_size=ranks.world,
+                                   barrier=parallel.barrier)
+    job = TrainingJob(config, run_dir, model, rollouts, sft, rl, splits, scene_arguments(config, run_dir), checkpoints,
+                      partial(checkpoint.save, model), partial(checkpoint.load, model), progress, ranks.rank)
+    with progress.phase("start rollout workers", total=rollout.workers, unit="workers"):
+        rollouts.wait_ready()
+    job.run()
+    folder.close()
+
+
+def load_tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer of a config: `model.tokenizer`, else the one beside `model.hf`, else the tiny one."""
+    from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
+
+    return Tokenizer.load(Path(config.model.tokenizer or config.model.hf or TINY_TOKENIZER))
+
+
+def hf_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """HF's config.json of the model: the one in `model.hf`, else the tiny model's."""
+    import json
+
+    from nemo_mtdrive.models.tiny import tiny_hf_config
+
+    model = config.model
+    if model.hf:
+        found: dict[str, Any] = json.loads((Path(model.hf) / "config.json").read_text())
+        return found
+    return tiny_hf_config(
+        vocab_size=tokenizer.vocab_size, image_pad=tokenizer.image_pad, video_pad=tokenizer.video_pad,
+        vision_start=tokenizer.vision_start, vision_end=tokenizer.vision_end, im_start=tokenizer.im_start,
+        im_end=tokenizer.im_end, layers=model.layers, hidden=model.hidden_size, mlp=model.ffn_size,
+        vision_layers=model.vision_layers, vision_hidden=model.vision_hidden_size, vision_mlp=model.vision_ffn_size,
+        max_length=config.rollout.max_context)
+
+
+def load_hf_weights(config: Config) -> dict[str, torch.Tensor]:
+    """All tensors of the safetensors files in `model.hf`, by name."""
+    from safetensors.torch import load_file
+
+    files = sorted(Path(config.model.hf).glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"model.hf={config.model.hf}: no *.safetensors there")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def _read(run_dir: Path) -> tuple[Config, Endpoints]:
+    return read_config(run_dir / "config.yaml"), read_endpoints(run_dir / "endpoints.json")
+
+
+def _link_kind(config: Config) -> LinkKind:
+    return config.transfer.link if config.transfer.ipss else "baseline"  # type: ignore[return-value]
+
+
+def _device_name() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
