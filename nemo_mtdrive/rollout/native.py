@@ -22,7 +22,7 @@ from nemo_mtdrive.rollout.engine import EngineError, Generated, WeightsError
 from nemo_mtdrive.rollout.native_cache import SlotCache
 from nemo_mtdrive.rollout.native_model import NativeModel
 from nemo_mtdrive.rollout.sampling import uniforms
-from nemo_mtdrive.transfer.images import patchify
+from nemo_mtdrive.transfer.images import grid_of, patchify
 
 
 @dataclass
@@ -185,8 +185,8 @@ class NativeEngine:
         """Replace every weight in place; see `Engine.load_weights`."""
         if self._sequences:
             raise EngineError(
-                f"{len(self._sequences)} sequences are alive (first: {next(iter(self._sequences))}): remove them before "
-                "new weights, their cache belongs to the old policy"
+                f"{len(self._sequences)} sequences are alive (first: {next(iter(self._sequences))}): remove them "
+                "before new weights, their cache belongs to the old policy"
             )
         self._version = None
         self._cache.reset()
@@ -237,7 +237,7 @@ class NativeEngine:
         if image is not None:
             with torch.inference_mode(False):  # patchify keeps a table that a trainer in this process shares
                 pixels, grid = patchify([image], self._device)
-            grids = [tuple(int(n) for n in row) for row in grid]
+            grids = [grid_of(image)]
             wanted = int(grid.prod()) // self._merge**2
             if wanted != len(places):
                 raise EngineError(f"the prompt has {len(places)} image placeholders, its image needs {wanted}")

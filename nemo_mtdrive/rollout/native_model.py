@@ -85,7 +85,8 @@ class NativeModel:
         rope = self.config.rope_scaling or {}
         kind = rope.get("rope_type", "default")
         if kind not in LENGTH_FREE_ROPES:
-            raise EngineError(f"rope_scaling.rope_type={kind!r}: the native engine takes {', '.join(LENGTH_FREE_ROPES)}")
+            known = ", ".join(LENGTH_FREE_ROPES)
+            raise EngineError(f"rope_scaling.rope_type={kind!r}: the native engine takes {known}")
         if sum(rope.get("mrope_section", ())) * 2 != self.head_dim:
             raise EngineError(
                 f"rope_scaling.mrope_section={rope.get('mrope_section')}: it must sum to half of the head size "
@@ -163,7 +164,7 @@ class NativeModel:
         `mask` [B, 1, M, T] is added to the attention scores over the first T cached positions of the slots `rows`
         (a slice is read in place, an index tensor [B] is gathered). Returns [B, M, hidden] after the final norm.
         """
-        batch, new, width = hidden.shape
+        batch, new = hidden.shape[:2]
         groups, seen = self.heads // self.kv_heads, mask.shape[-1]
         cos, sin = rotary
         eps = self.config.rms_norm_eps

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,9 @@ from nemo_mtdrive.dialogue.conversation import Conversation
 from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
 from nemo_mtdrive.rollout.native import NativeEngine
 from nemo_mtdrive.transfer.images import grid_of, patchify
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLForConditionalGeneration
 
 
 def small_config(tokenizer: Tokenizer, tied: bool = False) -> dict[str, Any]:
@@ -60,6 +61,8 @@ def tokenizer() -> Tokenizer:
 
 def build_reference(config: dict[str, Any], scale: float, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
     """HF's model with random weights; a larger scale makes its distributions sharper."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  # after nemo_mtdrive.rollout
+
     model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(dict(config))).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -104,22 +107,17 @@ def noise_image(seed: int, height: int = 112, width: int = 224) -> NDArray[np.ui
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-TeacherForced = Callable[[NDArray[np.int32], NDArray[np.uint8]], NDArray[np.float64]]
-
-
-@pytest.fixture
-def teacher_forced(reference: Qwen2_5_VLForConditionalGeneration) -> TeacherForced:
+@torch.no_grad()
+def teacher_forced(
+    model: Qwen2_5_VLForConditionalGeneration, tokens: NDArray[np.int32], image: NDArray[np.uint8]
+) -> NDArray[np.float64]:
     """log p(tokens[t] | tokens[<t]) of HF's model for one conversation with one image; entry 0 is 0."""
-
-    @torch.no_grad()
-    def score(tokens: NDArray[np.int32], image: NDArray[np.uint8]) -> NDArray[np.float64]:
-        pixels, grid = patchify([image])
-        ids = torch.from_numpy(tokens.astype(np.int64))[None]
-        logits = reference(input_ids=ids, pixel_values=pixels, image_grid_thw=grid, use_cache=False).logits
-        logprobs = logits[0, :-1].double().log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-        return np.concatenate(([0.0], logprobs.numpy()))
-
-    return score
+    pixels, grid = patchify([image])
+    ids = torch.from_numpy(tokens.astype(np.int64))[None]
+    model.rope_deltas = None
+    logits = model(input_ids=ids, pixel_values=pixels, image_grid_thw=grid, use_cache=False).logits
+    logprobs = logits[0, :-1].double().log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    return np.concatenate(([0.0], logprobs.numpy()))
 
 
 def play(

@@ -1,0 +1,69 @@
+"""The vectorised draw: frequencies, streams, masks and the raw log-probability."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from nemo_mtdrive.rollout.sampling import LARGEST_UNIFORM, sample, uniforms
+
+NOTHING = torch.zeros(6)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_frequencies_follow_the_tempered_probabilities(temperature):
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.0, -0.5, 1.1])
+    forbidden = NOTHING.clone()
+    forbidden[3] = -torch.inf
+    rows, steps = 50, 400
+    numbers = torch.from_numpy(uniforms(list(range(rows)), steps))
+    drawn = torch.cat(
+        [sample(logits.expand(rows, 6), forbidden, temperature, numbers[:, step])[0] for step in range(steps)]
+    )
+    expected = torch.softmax((logits + forbidden) / temperature, 0).numpy() * len(drawn)
+    counts = np.bincount(drawn.numpy(), minlength=6)
+    assert counts[3] == 0
+    kept = expected > 0
+    assert stats.chisquare(counts[kept], expected[kept] * (len(drawn) / expected[kept].sum())).pvalue > 0.01
+
+
+def test_logprobs_are_those_of_the_raw_model():
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    forbidden = NOTHING.clone()
+    forbidden[0] = -torch.inf
+    for temperature in (0.0, 0.3, 2.0):
+        tokens, logprobs = sample(logits, forbidden, temperature, torch.full((4,), 0.4, dtype=torch.float64))
+        expected = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+        torch.testing.assert_close(logprobs, expected, atol=1e-6, rtol=0)
+
+
+def test_greedy_takes_the_best_allowed_token():
+    logits = torch.tensor([[0.0, 3.0, 2.0, 1.0, 0.0, 0.0]])
+    forbidden = NOTHING.clone()
+    forbidden[1] = -torch.inf
+    assert sample(logits, forbidden, 0.0, None)[0].tolist() == [2]
+
+
+@pytest.mark.parametrize("number", [0.0, LARGEST_UNIFORM])
+def test_the_ends_of_the_unit_interval_never_reach_a_masked_token(number):
+    """Masked tokens at both ends of the vocabulary, and totals that round: still a token with probability."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(64, 5000, generator=generator) * 5
+    forbidden = torch.zeros(5000)
+    forbidden[:7] = forbidden[-9:] = -torch.inf
+    tokens, _ = sample(logits, forbidden, 1.0, torch.full((64,), number, dtype=torch.float64))
+    assert tokens.min() >= 7 and tokens.max() < 5000 - 9
+
+
+def test_a_row_of_numbers_depends_on_its_seed_alone():
+    together = uniforms([5, 6, 5], 10)
+    assert together[0].tolist() == together[2].tolist() == uniforms([5], 10)[0].tolist()
+    assert together[0].tolist() != together[1].tolist()
+    assert uniforms([5], 20)[0, :10].tolist() == together[0].tolist()  # nor on how many are drawn
+
+
+def test_sampling_without_numbers_is_refused():
+    with pytest.raises(ValueError, match="needs a random number for each row"):
+        sample(torch.zeros(1, 6), NOTHING, 1.0, None)
