@@ -19,11 +19,12 @@ MAX_ANSWER_CHARACTERS = 8192
 """A longer text is refused unread; a well-formed answer has about 250 characters."""
 
 LARGEST_MAGNITUDE = 1000.0
-"""Largest |x|, |y| [m] and |heading| [rad] taken: a kilometre in 4 s is no trajectory and could overflow a simulator."""
+"""Largest |x|, |y| [m] and |heading| [rad] taken: a kilometre in 4 s is no trajectory, and could overflow scoring."""
 
 _NUMBER = r"[+-]?(?:[0-9]{1,6}(?:\.[0-9]{0,6})?|\.[0-9]{1,6})"
-_POINT = re.compile(rf"[ \t\r\n]*,[ \t\r\n]*\([ \t]*({_NUMBER})[ \t]*,[ \t]*({_NUMBER})[ \t]*,[ \t]*({_NUMBER})[ \t]*\)")
-_END = re.compile(r"[ \t\r\n]*\]")
+_SPACE = r"[ \t\r\n]*"
+_POINT = re.compile(_SPACE.join(("", ",", r"\(", f"({_NUMBER})", ",", f"({_NUMBER})", ",", f"({_NUMBER})", r"\)")))
+_END = re.compile(rf"{_SPACE}\]")
 
 
 @dataclass(frozen=True)

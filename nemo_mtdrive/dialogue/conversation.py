@@ -138,8 +138,8 @@ class Conversation:
         if not self._wants_answer:
             raise ConversationError(f"answer {self.turns}: got an answer, want the feedback to answer {self.turns - 1}")
         if tokens.ndim != 1 or len(tokens) == 0 or values.shape != tokens.shape:
-            raise ConversationError(f"answer {self.turns}: got {tokens.shape} ids and {values.shape} log-probabilities, "
-                                    "want two vectors of one length above 0")
+            raise ConversationError(f"answer {self.turns}: got {tokens.shape} ids and {values.shape} log-probabilities,"
+                                    " want two vectors of one length above 0")
         if tokens.min() < 0 or tokens.max() >= self.tokenizer.size or not self._forbidden.isdisjoint(tokens.tolist()):
             raise ConversationError(f"answer {self.turns}: it holds an id that must not be sampled; "
                                     "mask Tokenizer.forbidden in the engine")
@@ -219,11 +219,11 @@ def mrope_positions(tokens: NDArray[np.integer], image_grids: Sequence[ImageGrid
         raise ConversationError(f"got {len(starts)} images in the tokens and {len(image_grids)} grids")
     positions = np.empty((3, length), dtype=np.int64)
     done, following = 0, 0
-    for start, (t, grid_h, grid_w) in zip(starts.tolist(), image_grids, strict=True):
-        h, w = grid_h // merge, grid_w // merge
+    for start, grid in zip(starts.tolist(), image_grids, strict=True):
+        t, h, w = grid[0], grid[1] // merge, grid[2] // merge
         stop = start + t * h * w
         if start < done or stop > length or not (tokens[start:stop] == image_pad).all():
-            raise ConversationError(f"image at token {start}: want {t * h * w} placeholders for grid {(t, grid_h, grid_w)}")
+            raise ConversationError(f"image at token {start}: want {t * h * w} placeholders for grid {grid}")
         positions[:, done:start] = following + np.arange(start - done)
         origin = following + start - done
         # The time index of an image stands still: HF scales it by `second_per_grid_t`, which is 0 for images.

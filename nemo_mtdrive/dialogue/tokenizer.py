@@ -54,7 +54,7 @@ class Tokenizer:
         im_start, im_end, image_pad, vision_start, vision_end, end_of_text, video_pad: ids of the tokens that the
             conversation is laid out with.
         size: ids 0..size-1 exist.
-        vocab_size: `size` padded up to a multiple of `VOCABULARY_MULTIPLE`: the rows of a model made for this tokenizer.
+        vocab_size: `size` padded up to a multiple of `VOCABULARY_MULTIPLE`: the rows of a model made for it.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, name: str = "tokenizer") -> None:
@@ -202,7 +202,8 @@ def train_tiny(corpus: Iterable[str], size: int) -> tokenizers.Tokenizer:
     return backend
 
 
-def _phrase_merges(words: tokenizers.Tokenizer, texts: list[str], taken: set[str], budget: int) -> list[tuple[str, str]]:
+def _phrase_merges(words: tokenizers.Tokenizer, texts: list[str], taken: set[str],
+                   budget: int) -> list[tuple[str, str]]:
     """BPE once more, from word tokens to phrases of at most `_LONGEST_PHRASE` bytes; adds to `taken`."""
     runs: Counter[tuple[str, ...]] = Counter()
     splitter = _splitter(f"{_NUMBER}|{_TEXT_RUN}")

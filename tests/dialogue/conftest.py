@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (the paper's paragraphs are one line each)
 r"""The conversation of Appendix A.1 of the paper, copied by hand (its `\n` are newlines), and the tiny tokenizer."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The conversation as tokens: layout by hand, spans and masks, refusals, and mRoPE positions equal to Hugging Face's."""
+"""The conversation as tokens: layout by hand, spans, masks, refusals, and mRoPE positions equal to Hugging Face's."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def test_a_cut_answer_is_closed_by_us(tokenizer):
     stop = conversation.spans[0][1]
     conversation.add_feedback("F")
     assert conversation.tokens[stop] == tokenizer.im_end and conversation.turn_of_token[stop] == NOT_OURS
-    assert _text(tokenizer, conversation.tokens[stop:]) == "<|im_end|><|im_start|>user\nF<|im_end|>\n<|im_start|>assistant\n"
+    following = "<|im_end|><|im_start|>user\nF<|im_end|>\n<|im_start|>assistant\n"
+    assert _text(tokenizer, conversation.tokens[stop:]) == following
 
 
 def test_turns_alternate(tokenizer):
@@ -130,22 +131,13 @@ def test_image_tokens():
             image_tokens(grid)
 
 
-def _declare_torchvision_operators(torch):
-    """A torchvision built for CUDA beside a CPU torch imports only if its operators have a schema."""
-    for name in ("nms", "qnms"):
-        if not torch._C._dispatch_has_kernel(f"torchvision::{name}") and not hasattr(torch.ops.torchvision, name):
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            _LIBRARIES.append(library)
-
-
-_LIBRARIES: list[object] = []  # a library's operators live as long as the object
-
-
 def _hugging_face(tokenizer, tokens, grids):
     """`get_rope_index` of transformers 4.51.3 on a bare object with the config that it reads."""
     import torch
-    _declare_torchvision_operators(torch)
+
+    from nemo_mtdrive.torchvision_ops import declare_torchvision_operators
+
+    declare_torchvision_operators()  # before transformers, which imports torchvision
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Model
 
     config = SimpleNamespace(image_token_id=tokenizer.image_pad, video_token_id=tokenizer.video_pad,

@@ -119,7 +119,7 @@ def test_unusable_files_are_named(tmp_path):
     with pytest.raises(TokenizerError, match="no such file"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": 3}))
-    with pytest.raises(TokenizerError, match="not a tokenizer.json"):
+    with pytest.raises(TokenizerError, match=r"not a tokenizer\.json"):
         Tokenizer.load(tmp_path)
     _qwen_like(SPECIAL_TOKENS[:2]).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(TokenizerError, match=r"token <\|im_end\|> is missing"):
