@@ -24,6 +24,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
 
+from nemo_mtdrive.models import kernels
+
 HAVE_TRANSFORMER_ENGINE = torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
@@ -46,10 +48,10 @@ class LayerNormColumnParallelLinear(ColumnParallelLinear):
 
     def forward(self, input_: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """[..., input] -> ([..., output / tp], bias or None)."""
-        shape = (self.input_size,)
         if self.norm_is_rms:
-            input_ = F.rms_norm(input_, shape, self.layer_norm_weight, self.norm_epsilon)
+            input_ = kernels.rms_norm(input_, self.layer_norm_weight, self.norm_epsilon)
         else:
+            shape = (self.input_size,)
             input_ = F.layer_norm(input_, shape, self.layer_norm_weight, self.layer_norm_bias, self.norm_epsilon)
         return super().forward(input_, *args, **kwargs)
 
@@ -124,6 +126,50 @@ class ScaledDotProductAttention(MegatronModule):
         return torch.cat(outputs).flatten(1)
 
 
+class RotarySelfAttention(SelfAttention):
+    """Self-attention for training, with sines and cosines computed once for all layers (`rotary_table`)."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        rotary_pos_emb: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[s, b, hidden], [2, s, b or 1, 1, d / 2] -> [s, b, hidden] (and the bias that is still to be added)."""
+        if rotary_pos_emb is None:
+            raise ValueError("no rotary table: this attention is for Qwen2.5-VL")
+        mixed, _bias = self.linear_qkv(hidden_states)
+        groups, head = self.num_query_groups_per_partition, self.hidden_size_per_attention_head
+        cosine, sine = rotary_pos_emb.unbind(0)
+        query, key, value = kernels.split_and_rotate(mixed.unflatten(2, (groups, -1, head)), cosine, sine)
+        if packed_seq_params is not None:
+            query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
+        output = self.core_attention(query, key, value, attention_mask, packed_seq_params=packed_seq_params)
+        return self.linear_proj(output.view(*hidden_states.shape[:2], -1))
+
+
+class GatedMLP(MLP):
+    """SwiGLU with a gradient that touches memory once."""
+
+    def forward(self, hidden_states: Tensor, per_token_scale: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """[s, b, hidden] -> ([s, b, hidden], the bias that is still to be added, or None)."""
+        gates, bias = self.linear_fc1(hidden_states)
+        return self.linear_fc2(kernels.swiglu(gates if bias is None else gates + bias))
+
+
+def rotary_table(angles: Tensor) -> Tensor:
+    """What a layer takes as `rotary_pos_emb` for [s, b, 1, d] angles [rad], whose halves along d are equal.
+
+    transformer-engine's layers take the angles; ours take [2, s, b, 1, d / 2] cosines and sines.
+    """
+    if HAVE_TRANSFORMER_ENGINE:
+        return angles
+    half = angles[..., : angles.shape[-1] // 2]
+    return torch.stack((half.cos(), half.sin()))
+
+
 def transformer_layer(mask: AttnMaskType) -> ModuleSpec:
     """A pre-norm transformer layer in plain torch (norms inside the linears behind them, as transformer-engine does)."""
     attention = SelfAttentionSubmodules(
@@ -137,10 +183,10 @@ def transformer_layer(mask: AttnMaskType) -> ModuleSpec:
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            self_attention=ModuleSpec(module=SelfAttention, params={"attn_mask_type": mask}, submodules=attention),
+            self_attention=ModuleSpec(module=RotarySelfAttention, params={"attn_mask_type": mask}, submodules=attention),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=IdentityOp,
-            mlp=ModuleSpec(module=MLP, submodules=mlp),
+            mlp=ModuleSpec(module=GatedMLP, submodules=mlp),
             mlp_bda=get_bias_dropout_add,
         ),
     )

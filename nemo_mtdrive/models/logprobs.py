@@ -19,28 +19,32 @@ _BLOCK = 1024
 """Rows (tokens) of logits worked on at once."""
 
 
-def token_logprobs(logits: Tensor, tokens: Tensor, lengths: Tensor, want_entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """Score the tokens of right-padded sequences.
+def scored_tokens(lengths: Tensor, length: int) -> Tensor:
+    """bool [B, length]: every real token but the first, which nothing predicts."""
+    column = torch.arange(length, device=lengths.device)
+    return (column > 0) & (column < lengths[:, None])
+
+
+def token_logprobs(
+    logits: Tensor, tokens: Tensor, scored: Tensor, want_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Score some tokens of right-padded sequences.
 
     Args:
-        logits: [B, T, vocabulary / tp].
+        logits: [scored tokens, vocabulary / tp], the distributions that they were drawn from, in batch order.
         tokens: int64 [B, T].
-        lengths: int64 [B], real tokens of each row.
+        scored: bool [B, T].
 
     Returns:
-        logprobs float32 [B, T]: entry t is log p(tokens[t] | tokens[<t]), 0 at t = 0 and past the row's length;
-        entropy float32 [B, T] of the distribution that token t was drawn from, aligned alike, or None.
+        logprobs float32 [B, T]: entry t is log p(tokens[t] | tokens[<t]), 0 where not scored;
+        entropy float32 [B, T] of the distribution that token t was drawn from, or None.
     """
-    batch, length = tokens.shape
-    targets = tokens.roll(-1, dims=1)
-    logprobs, entropy = _VocabParallelScores.apply(logits.flatten(0, 1), targets.flatten(), want_entropy)
-    real = torch.arange(1, length, device=tokens.device) < lengths[:, None]
+    logprobs, entropy = _VocabParallelScores.apply(logits, tokens[scored], want_entropy)
 
-    def align(scores: Tensor) -> Tensor:
-        shifted = scores.view(batch, length)[:, :-1]
-        return torch.nn.functional.pad(torch.where(real, shifted, shifted.new_zeros(())), (1, 0))
+    def spread(scores: Tensor) -> Tensor:
+        return torch.zeros(scored.shape, device=scores.device).masked_scatter(scored, scores)
 
-    return align(logprobs), align(entropy) if want_entropy else None
+    return spread(logprobs), spread(entropy) if want_entropy else None
 
 
 class _VocabParallelScores(torch.autograd.Function):

@@ -8,6 +8,8 @@ from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
 from nemo.collections.vlm.qwen2vl.model.base import MCoreQwen2VLModel
 from torch import Tensor
 
+from nemo_mtdrive.models.layers import rotary_table
+
 
 class Qwen25VLNetwork(MCoreQwen2VLModel):
     """One pipeline stage of the model. Causal, right-padded: a padded position never reaches a real one."""
@@ -19,6 +21,7 @@ class Qwen25VLNetwork(MCoreQwen2VLModel):
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         image_index: Tensor | None = None,
+        scored: Tensor | None = None,
     ) -> Tensor:
         """Logits, or the hidden state for the next stage.
 
@@ -29,9 +32,11 @@ class Qwen25VLNetwork(MCoreQwen2VLModel):
             image_grid_thw: int64 [n, 3] their grids in patches.
             image_index: int64 [runs], for each run of placeholders in batch order the unique image that feeds it;
                 None says that the runs take the images in order.
+            scored: bool [B, T], the tokens whose logits are wanted (never t = 0), or None for the logits of all.
 
         Returns:
-            [B, T, vocabulary / tp] on the last stage, else [T, B, hidden].
+            On the last stage [B, T, vocabulary / tp], or with `scored` [tokens, vocabulary / tp]: a row for each token
+            that is scored, in batch order, from the position before it. On other stages [T, B, hidden].
 
         Raises:
             ValueError: placeholders and images do not match.
@@ -39,9 +44,23 @@ class Qwen25VLNetwork(MCoreQwen2VLModel):
         if self.sequence_parallel_lm and tokens.shape[1] % parallel_state.get_tensor_model_parallel_world_size():
             raise ValueError(f"{tokens.shape[1]} tokens do not divide over the sequence-parallel ranks: pad to a multiple")
         embeddings = self._embed(tokens, pixel_values, image_grid_thw, image_index) if self.pre_process else None
-        return self.language_model(
-            input_ids=None, position_ids=positions, attention_mask=None, decoder_input=embeddings
-        )
+        language = self.language_model
+        rotary = rotary_table(language.rotary_pos_emb(positions, language.mrope_section))
+        hidden = language.decoder(hidden_states=embeddings, attention_mask=None, rotary_pos_emb=rotary)
+        return self._logits(hidden, scored) if self.post_process else hidden
+
+    def _logits(self, hidden: Tensor, scored: Tensor | None) -> Tensor:
+        language = self.language_model
+        weight = language.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        if scored is None:
+            logits, _ = language.output_layer(hidden, weight=weight)
+            return logits.transpose(0, 1).contiguous()
+        row, column = scored.nonzero(as_tuple=True)
+        if self.sequence_parallel_lm:  # the output layer gathers the sequence: the rows are at hand only after it
+            logits, _ = language.output_layer(hidden, weight=weight)
+            return logits[column - 1, row]
+        logits, _ = language.output_layer(hidden[column - 1, row].unsqueeze(1), weight=weight)
+        return logits.squeeze(1)
 
     def _embed(
         self, tokens: Tensor, pixel_values: Tensor | None, grid: Tensor | None, image_index: Tensor | None

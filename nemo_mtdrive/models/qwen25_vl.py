@@ -9,7 +9,8 @@ The same calls serve SFT and mtGRPO. A trainer sets `loss_function`, cuts its ba
 
 A micro-batch is a dict of tensors: tokens int64 [B, T], positions int64 [3, B, T], lengths int64 [B], and where there are
 images pixel_values float32 [N, 1176], image_grid_thw int64 [n, 3], image_index int64 [runs] (which of the n images feeds
-each run of placeholders); plus whatever the loss function reads.
+each run of placeholders); plus whatever the loss function reads. With scored bool [B, T] only those tokens get a log-prob
+(the others 0), which saves the output layer on prompts and images; without it all real tokens but the first do.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from transformers import Qwen2_5_VLConfig
 from nemo_mtdrive.models import parallel, parameters
 from nemo_mtdrive.models.aligner import AlignableGenerativeInterface
 from nemo_mtdrive.models.architecture import Qwen25VLConfig, megatron_config
-from nemo_mtdrive.models.logprobs import token_logprobs
+from nemo_mtdrive.models.logprobs import scored_tokens, token_logprobs
 from nemo_mtdrive.models.network import Qwen25VLNetwork
 
 Microbatch = dict[str, Any]
@@ -240,6 +241,7 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
                 microbatch.get("pixel_values"),
                 microbatch.get("image_grid_thw"),
                 microbatch.get("image_index"),
+                _scored(microbatch),
             )
             return output, lambda output, **options: reduce(output, microbatch, **options)
 
@@ -257,7 +259,7 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
             )
 
     def _score(self, logits: Tensor, microbatch: Microbatch, want_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        return token_logprobs(logits, microbatch["tokens"], microbatch["lengths"], want_entropy)
+        return token_logprobs(logits, microbatch["tokens"], _scored(microbatch), want_entropy)
 
     @torch.no_grad()
     def _copy_in(self, state: Mapping[str, Tensor]) -> None:
@@ -293,6 +295,11 @@ def build_model(
     model.configure_model()
     model.module.to(device=parallel.device(), dtype=dtype)
     return model
+
+
+def _scored(microbatch: Microbatch) -> Tensor:
+    scored = scored_tokens(microbatch["lengths"], microbatch["tokens"].shape[1])
+    return scored & microbatch["scored"] if "scored" in microbatch else scored
 
 
 def _to(microbatch: Microbatch, device: torch.device) -> Microbatch:

@@ -15,6 +15,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from nemo.collections.vlm.qwen2vl.model.vision import Qwen25VisionModel
 from torch import Tensor
 
+from nemo_mtdrive.models.layers import rotary_table
+
 Grid = tuple[int, int, int]
 """(frames, height, width) of an image in patches."""
 
@@ -28,7 +30,7 @@ class Geometry:
     inverse: Tensor
     """[cells] the inverse of `order`."""
     rotary: Tensor
-    """[patches, 1, 1, head_dim] rotary angles [rad], in window order."""
+    """`rotary_table` of the patches, in window order."""
     windows: PackedSeqParams
     images: PackedSeqParams
 
@@ -87,11 +89,11 @@ class VisionTower(Qwen25VisionModel):
         )
 
     def _rotary(self, positions: Tensor) -> Tensor:
-        """[patches, 2] rows and columns -> [patches, 1, 1, head_dim]: half of the angles turn with the row, half with
-        the column."""
+        """[patches, 2] rows and columns -> their rotary table: half of the angles turn with the row, half with the
+        column."""
         frequencies = self.rotary_pos_emb.inv_freq.float().cpu()
         angles = (positions[:, :, None].float() * frequencies).flatten(1)
-        return torch.cat((angles, angles), dim=-1)[:, None, None, :]
+        return rotary_table(torch.cat((angles, angles), dim=-1)[:, None, None, :])
 
 
 def _patch_positions(height: int, width: int, merge: int) -> Tensor:
