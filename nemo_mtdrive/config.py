@@ -228,7 +228,9 @@ class Config:
         return self.parallel.tensor * self.parallel.pipeline * self.parallel.data
 
 
-ConfigStore.instance().store(name="schema", node=Config)
+_schema = OmegaConf.structured(Config)
+OmegaConf.set_struct(_schema.scenes.kinds, False)  # its keys are the generator's, everything else has fixed keys
+ConfigStore.instance().store(name="schema", node=_schema)
 
 
 def load_config(name: str, overrides: Sequence[str], config_dir: Path = CONF_DIR) -> Config:
@@ -294,7 +296,7 @@ def check(config: Config) -> None:
     if not config.model.hf and config.model.hidden_size % (128 * config.parallel.tensor):
         raise ConfigError(f"model.hidden_size={config.model.hidden_size}: set it to a multiple of 128 * parallel.tensor = "
                           f"{128 * config.parallel.tensor} (heads are 128 wide)")
-    if config.scenes.source != "procedural" and not Path(config.scenes.path).is_dir():
+    if config.scenes.source != "procedural" and not (config.scenes.path and Path(config.scenes.path).is_dir()):
         raise ConfigError(f"scenes.path={config.scenes.path!r}: no such folder; set it to a folder of "
                           f"{'scene files' if config.scenes.source == 'files' else 'AV2 logs'}")
     if config.model.hf and not (Path(config.model.hf) / "config.json").is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +20,6 @@ from nemo_mtdrive.config import MtGRPOConfig
 from nemo_mtdrive.data.sampler import EpochSampler
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
 from nemo_mtdrive.telemetry.timers import StepTimers
-from nemo_mtdrive.transfer.tensors import CacheMetrics
 from nemo_mtdrive.types import NOT_OURS, Episode, Group, RolloutTask
 
 
@@ -50,8 +49,8 @@ class TensorCache(Protocol):
     def get(self, key: str, build: Callable[[], MicroBatch]) -> MicroBatch:
         """The tensors of a key on the device."""
 
-    def on_step_end(self) -> CacheMetrics:
-        """Drop what the step held; returns what it did."""
+    def on_step_end(self) -> dict[str, float]:
+        """Drop what the step held; returns metrics of it."""
 
 
 @dataclass
@@ -112,8 +111,7 @@ class MTGRPOTrainer:
         metrics |= logprob_gap([micro for mini_batch in mini_batches for micro in mini_batch])
         with self.timers("weight_sync"):
             self.rollouts.publish_next()
-        cached = {f"iptc/{name}": float(value) for name, value in asdict(self.cache.on_step_end()).items()}
-        return metrics | cached | self.rollouts.collect() | self.timers.collect()
+        return metrics | self.cache.on_step_end() | self.rollouts.collect() | self.timers.collect()
 
     def draw_tasks(self, step: int) -> list[RolloutTask]:
         """Line 6: the questions of this step, each to be rolled out G times."""

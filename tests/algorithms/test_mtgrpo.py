@@ -1,0 +1,241 @@
+"""The trainer's step against Eq. 4 worked in plain PyTorch on the same groups: weights, masks, mini-batches, order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nemo_mtdrive.algorithms.advantage import group_advantages
+from nemo_mtdrive.algorithms.batch import build_micro_batch, pack
+from nemo_mtdrive.algorithms.loss import LossSettings
+from nemo_mtdrive.algorithms.mtgrpo import MTGRPOTrainer
+from nemo_mtdrive.algorithms.policy import DataShare, LossFunction, MicroBatch
+from nemo_mtdrive.config import load_config
+from nemo_mtdrive.dialogue.conversation import encode_dialogue
+from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
+from nemo_mtdrive.transfer.tensors import TensorCache
+from nemo_mtdrive.types import Episode, Group, RolloutTask, Turn
+from tests.algorithms.test_loss import reference_loss
+
+GRID = (1, 2, 2)
+IMAGE = np.arange(28 * 28 * 3, dtype=np.uint8).reshape(28, 28, 3)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.load(TINY_TOKENIZER)
+
+
+def episode(tokenizer: Tokenizer, task: RolloutTask, index: int, rewards: list[float], valid: bool = True) -> Episode:
+    turns = [(f"turn {j} of {task.scene_id} {index}", "go on" if j + 1 < len(rewards) else None) for j in range(len(rewards))]
+    talk = encode_dialogue(tokenizer, f"drive {task.scene_id}", GRID, turns)
+    spans = [(int(np.flatnonzero(talk.turn_of_token == j)[0]), int(np.flatnonzero(talk.turn_of_token == j)[-1]) + 1)
+             for j in range(len(rewards))]
+    return Episode(
+        task.episode_id(index), task.scene_id, index, 0, task.policy_version, talk.tokens, talk.turn_of_token,
+        np.zeros(len(talk.tokens), dtype=np.float32), ("k",), (GRID,),
+        tuple(Turn(j, *spans[j], turns[j][0], None, None, 1.0, r, "") for j, r in enumerate(rewards)), valid,
+        "clean" if valid else "error: the server is gone")
+
+
+REWARDS = {
+    "a": [[0.2, 0.9], [0.8], [0.5, 0.3, 1.0], [0.1]],
+    "b": [[0.6], [0.6], [0.7, 0.1], [0.3]],
+    "c": [[1.0], [0.0], [0.4], [0.4, 0.5]],
+}
+INVALID = ("b", 1)
+
+
+class ScriptedRollouts:
+    """Groups with the rewards above for whatever scenes are asked for."""
+
+    policy_version = 0
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.published = 0
+
+    def generate(self, tasks: list[RolloutTask]) -> list[Group]:
+        return [Group(t.scene_id, tuple(episode(self.tokenizer, t, i, r, (t.scene_id, i) != INVALID)
+                                        for i, r in enumerate(REWARDS[t.scene_id]))) for t in tasks]
+
+    def images(self, episodes: Sequence[Episode]) -> Callable[[str], np.ndarray]:
+        return {"k": IMAGE}.__getitem__
+
+    def publish_next(self) -> None:
+        self.published += 1
+
+    def collect(self) -> dict[str, float]:
+        return {}
+
+
+class BigramPolicy:
+    """log p(token | the token before): a table of token classes, so that gradients are easy to write down. Plain SGD."""
+
+    CLASSES = 61
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        size = (self.CLASSES, self.CLASSES)
+        self.table = torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_()
+        self.reference = self.table.detach() + 0.1 * torch.randn(size, generator=generator, dtype=torch.float64)
+        self.loss_function: LossFunction | None = None
+        self.lr = 0.0
+        self.gradients: list[Tensor] = []
+
+    def score(self, tokens: Tensor, table: Tensor) -> Tensor:
+        classes = tokens % self.CLASSES
+        found = torch.log_softmax(table, -1)[classes[:, :-1], classes[:, 1:]]
+        return torch.cat([torch.zeros(len(tokens), 1, dtype=found.dtype), found], 1)
+
+    def set_lr(self, lr: float) -> None:
+        self.lr = lr
+
+    def set_reference(self) -> None:
+        self.reference = self.table.detach().clone()
+
+    def prepare_for_training_step(self) -> None:
+        self.table.grad = None
+
+    def get_loss_and_metrics(self, batch: Sequence[MicroBatch], forward_only: bool) -> tuple[float, dict[str, float]]:
+        assert self.loss_function is not None
+        total = 0.0
+        for micro in batch:
+            loss, _ = self.loss_function(self.score(micro["tokens"], self.table), micro)
+            loss.backward()
+            total += loss.item()
+        return total, {}
+
+    def finish_training_step(self) -> float:
+        assert self.table.grad is not None
+        self.gradients.append(self.table.grad.clone())
+        with torch.no_grad():
+            self.table -= self.lr * self.table.grad
+        return float(self.table.grad.norm())
+
+    def get_inference_log_probs(self, batch: Sequence[MicroBatch]) -> list[Tensor]:
+        return [self.score(micro["tokens"], self.table).detach() for micro in batch]
+
+    def get_init_policy_logprobs(self, batch: Sequence[MicroBatch]) -> list[Tensor]:
+        return [self.score(micro["tokens"], self.reference).detach() for micro in batch]
+
+    def export_hf_state(self) -> Iterator[tuple[str, Tensor]]:
+        yield "table", self.table
+
+
+def trainer(tokenizer: Tokenizer, *overrides: str, share: tuple[int, int] = (0, 1), iptc: bool = True) -> MTGRPOTrainer:
+    settings = load_config("demo_cpu", ["mtgrpo.prompts_per_step=3", "mtgrpo.mini_batch_prompts=3", "mtgrpo.lr=0.5",
+                                        "mtgrpo.group_size=4", "mtgrpo.kl_coefficient=0.05", *overrides]).mtgrpo
+    return MTGRPOTrainer(settings, BigramPolicy(0), DataShare(*share, torch.device("cpu")),
+                         ScriptedRollouts(tokenizer), TensorCache("cpu", 1 << 30, iptc), tokenizer, list(REWARDS), seed=4,
+                         temperature=1.0)
+
+
+def expected_gradient(policy: BigramPolicy, groups: list[Group], estimator: str, questions: int) -> Tensor:
+    """Eq. 4 over whole groups, one episode at a time, from the policy as it is now."""
+    settings = LossSettings(0.2, 0.2, 0.05, "k3")
+    table = policy.table.detach().clone().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
+    for group in groups:
+        valid = sum(e.valid for e in group.episodes)
+        for e, advantages in zip(group.episodes, group_advantages(group, estimator), strict=True):
+            if not e.valid:
+                continue
+            tokens = torch.as_tensor(e.tokens.astype(np.int64))[None]
+            own = torch.as_tensor(e.turn_of_token >= 0)[None]
+            of_token = torch.as_tensor([advantages[j] if j >= 0 else 0.0 for j in e.turn_of_token])[None]
+            logprobs = policy.score(tokens, table)
+            total = total + reference_loss(logprobs, policy.score(tokens, policy.table).detach(),
+                                           policy.score(tokens, policy.reference), of_token, own,
+                                           torch.tensor([1.0 / (questions * valid)], dtype=torch.float64), settings)
+    return torch.autograd.grad(total, table)[0]
+
+
+@pytest.mark.parametrize("estimator", ["sequence", "per_turn", "cross_turn"])
+@pytest.mark.parametrize("budget", [40, 100000])
+def test_a_step_is_eq_4_on_the_groups(tokenizer: Tokenizer, estimator: str, budget: int) -> None:
+    """Whatever the micro-batches; the invalid episode takes no part."""
+    run = trainer(tokenizer, f"mtgrpo.estimator={estimator}", f"mtgrpo.micro_batch_tokens={budget}")
+    groups = run.rollouts.generate(run.draw_tasks(0))
+    expected = expected_gradient(run.policy, groups, estimator, questions=3)
+    metrics = run.step(0)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(run.policy.gradients[0], expected, atol=1e-7, rtol=0)  # advantages travel as fp32
+    assert metrics["episodes/invalid"] == 1.0
+    assert run.rollouts.published == 1
+
+
+def test_mini_batches_are_whole_groups_and_update_one_after_another(tokenizer: Tokenizer) -> None:
+    run = trainer(tokenizer, "mtgrpo.mini_batch_prompts=1", "mtgrpo.inner_updates=2")
+    groups = run.rollouts.generate(run.draw_tasks(0))
+    first = expected_gradient(run.policy, groups[:1], "cross_turn", questions=1)
+    run.step(0)
+    assert len(run.policy.gradients) == 6
+    torch.testing.assert_close(run.policy.gradients[0], first, atol=1e-7, rtol=0)
+
+
+def test_data_ranks_add_up_to_the_whole(tokenizer: Tokenizer) -> None:
+    parts = []
+    for rank in range(3):
+        run = trainer(tokenizer, "mtgrpo.micro_batch_tokens=60", share=(rank, 3))
+        run.step(0)
+        parts.append(run.policy.gradients[0])
+    whole = trainer(tokenizer, "mtgrpo.micro_batch_tokens=60")
+    whole.step(0)
+    torch.testing.assert_close(sum(parts), whole.policy.gradients[0], atol=1e-12, rtol=0)
+
+
+def test_a_rank_without_an_episode_still_takes_part(tokenizer: Tokenizer) -> None:
+    run = trainer(tokenizer, share=(1, 2))  # one micro-batch holds all: rank 1 has none of it
+    run.step(0)
+    assert len(run.policy.gradients) == 1
+    assert (run.policy.gradients[0] == 0).all()
+
+
+def test_the_tensor_cache_changes_nothing(tokenizer: Tokenizer) -> None:
+    with_cache, without = trainer(tokenizer), trainer(tokenizer, iptc=False)
+    for step in range(2):
+        hits, misses = with_cache.step(step), without.step(step)
+        assert hits["iptc/hits"] > 0 and misses["iptc/hits"] == 0
+    assert torch.equal(with_cache.policy.table, without.policy.table)
+
+
+def test_tasks_depend_on_the_step_alone(tokenizer: Tokenizer) -> None:
+    run = trainer(tokenizer)
+    tasks = run.draw_tasks(5)
+    run.draw_tasks(0)
+    assert run.draw_tasks(5) == tasks
+    assert len({task.seed for step in range(4) for task in run.draw_tasks(step)}) == 12
+
+
+def test_pack_keeps_the_budget_and_every_sequence() -> None:
+    lengths = [5, 9, 3, 9, 1, 20, 7]
+    packed = pack(lengths, budget=18)
+    assert sorted(i for batch in packed for i in batch) == list(range(7))
+    for batch in packed:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 18
+
+
+def test_a_micro_batch_holds_each_image_once(tokenizer: Tokenizer) -> None:
+    task = RolloutTask("a", 4, 0, 0, 0, 1.0)
+    rows = [episode(tokenizer, task, i, [0.5]) for i in range(4)]
+    batch = build_micro_batch(rows, {"k": IMAGE}.__getitem__, tokenizer, torch.device("cpu"))
+    assert batch["image_grid_thw"].tolist() == [[1, 2, 2]]
+    assert batch["image_index"].tolist() == [0, 0, 0, 0]
+    assert batch["pixel_values"].shape == (4, 1176)
+    assert batch["tokens"].shape == batch["mask"].shape == batch["positions"].shape[1:]
+    assert batch["mask"].sum() == sum((row.turn_of_token >= 0).sum() for row in rows)
+
+
+def test_an_episode_with_nothing_in_it_is_left_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """An episode that never started has no token; a group of such is no mini-batch."""
+    run = trainer(tokenizer)
+    task = run.draw_tasks(0)[0]
+    empty = Episode(task.episode_id(0), task.scene_id, 0, 0, 0, np.zeros(0, np.int32), np.zeros(0, np.int16),
+                    np.zeros(0, np.float32), (), (), (), False, "error: no server")
+    assert run.assemble(0, [Group(task.scene_id, (empty,))]) == []

@@ -1,0 +1,67 @@
+"""The config tree: a short delta composes, and everything that cannot work is one clear line before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nemo_mtdrive.config import Config, ConfigError, check, load_config, read_config, save_config
+
+
+def test_the_demo_composes_over_the_papers_defaults() -> None:
+    config = load_config("demo_cpu", ["mtgrpo.estimator=per_turn"])
+    assert (config.mtgrpo.group_size, config.reward.pdm_weight, config.reward.format_weight) == (8, 0.8, 0.2)
+    assert config.rollout.max_turns == 6
+    assert config.mtgrpo.estimator == "per_turn"
+    assert config.world_size == 2
+
+
+def test_defaults_are_the_papers() -> None:
+    rl = Config().mtgrpo
+    assert (rl.prompts_per_step, rl.mini_batch_prompts, rl.group_size, rl.steps) == (256, 128, 8, 300)
+    assert (rl.lr, rl.kl_coefficient, rl.kl_estimator) == (1e-6, 0.01, "k3")
+    assert (Config().sft.lr, Config().sft.batch_size, Config().rollout.max_context) == (4e-5, 128, 11500)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["mtgrpo.group_size=1"], "mtgrpo.group_size=1: set it to 2 or more"),
+        (["mtgrpo.grup_size=8"], "grup_size"),
+        (["nonsense=1"], "nonsense"),
+        (["mtgrpo.steps=many"], "'many'"),
+        (["rollout.max_turns=0"], "rollout.max_turns=0: set it to a positive number"),
+        (["mtgrpo.lr=0"], "mtgrpo.lr=0.0: set it to a positive number"),
+        (["mtgrpo.estimator=best"], "mtgrpo.estimator=best: set it to one of sequence, per_turn, cross_turn"),
+        (["environment.perception=radar"], "environment.perception=radar: set it to one of oracle, kinematic"),
+        (["scenes.image_width=200"], "scenes.image_width=200: set it to a multiple of 28"),
+        (["mtgrpo.mini_batch_prompts=3"], "mtgrpo.mini_batch_prompts=3: set it to a divisor"),
+        (["sft.batch_size=20"], "sft.batch_size=20: set it to a multiple"),
+        (["parallel.tensor=4"], "model.hidden_size=256: set it to a multiple of 128 * parallel.tensor = 512"),
+        (["scenes=av2"], "scenes.path='': no such folder"),
+        (["scenes=av2", "scenes.path=/nowhere"], "scenes.path='/nowhere': no such folder"),
+        (["scenes=mars"], "Could not find 'scenes/mars'"),
+        (["model.hf=/nowhere"], "no config.json there"),
+        (["mtgrpo"], "mtgrpo"),
+    ],
+)
+def test_what_cannot_work_is_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config("demo_cpu", overrides)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_config_name_and_folder() -> None:
+    with pytest.raises(ConfigError, match="nothing_here"):
+        load_config("nothing_here", [])
+    with pytest.raises(ConfigError, match="no such folder"):
+        load_config("demo_cpu", [], Path("/nowhere"))
+
+
+def test_written_and_read_back(tmp_path: Path) -> None:
+    config = load_config("demo_cpu", ["scenes.kinds={curve: 2.0}", "seed=5"])
+    save_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config
+    check(read_config(tmp_path / "config.yaml"))
