@@ -107,7 +107,7 @@ class CheckpointStore:
             TypeError: the state is not JSON data.
         """
         if not _NAME.fullmatch(name) or name in _LINKS:
-            raise ValueError(f"checkpoint name {name!r}: letters, digits, dots, dashes, underscores; not latest or best")
+            raise ValueError(f"checkpoint name {name!r}: use letters, digits, dots, dashes; not latest or best")
         text = json.dumps(dict(state))  # before anything is written
         final, beside = self.root / name, self.root / f".{name}"
         if self._rank == 0:

@@ -134,7 +134,8 @@ def _open_arrays(header: dict[str, Any], frames: Sequence[Frame]) -> dict[str, N
     """Check each frame against its entry and view it as an array."""
     entries = header["arrays"]
     if not isinstance(entries, list) or len(entries) != len(frames):
-        raise WireError(f"episode of {len(entries)} arrays came in {len(frames)} frames: cut short")
+        listed = len(entries) if isinstance(entries, list) else repr(entries)
+        raise WireError(f"episode of {listed} arrays came in {len(frames)} frames: cut short")
     arrays = {}
     for entry, frame in zip(entries, frames, strict=True):
         try:

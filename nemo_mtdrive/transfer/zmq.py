@@ -149,7 +149,7 @@ class ZmqReceiver:
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise TransferError(f"cannot listen at {endpoint}: {error}; set a free address, or port 0") from error
-        self.endpoint = self._socket.last_endpoint.decode()
+        self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     def receive(self, timeout_s: float) -> Received:
         """See `link.EpisodeReceiver.receive`."""

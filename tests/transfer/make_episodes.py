@@ -41,7 +41,8 @@ def make_episode(task: RolloutTask, index: int, image: NDArray[np.uint8], turns:
         )
     return Episode(
         episode_id=task.episode_id(index), scene_id=task.scene_id, index=index, seed=2**63 - 1 - index,
-        policy_version=task.policy_version, tokens=rng.integers(0, 152000, length).astype(np.int32), turn_of_token=owner,
+        policy_version=task.policy_version, tokens=rng.integers(0, 152000, length).astype(np.int32),
+        turn_of_token=owner,
         logprobs=np.where(owner >= 0, -rng.random(length), 0).astype(np.float32), image_keys=(image_key(image),),
         image_grids=((1, image.shape[0] // 14, image.shape[1] // 14),), turns=tuple(made), valid=index != 3,
         reason="clean" if index != 3 else "error: environment gone",
