@@ -27,9 +27,9 @@ _OPENING = (
     "Consider the following identified issues:\n"
 )
 _ISSUES = {
-    "NC": "The NC metric reveals that certain trajectory points collide with surrounding objects. " + _BOX_FORMAT,
     "DAC": "The DAC metric reveals that certain trajectory points fail to stay within the drivable area. "
-           "The specific trajectory points outside the drivable area are as follows:\n",
+           "The specific trajectory points are as follows:\n",
+    "NC": "The NC metric reveals that certain trajectory points collide with surrounding objects. " + _BOX_FORMAT,
     "TTC": "The TTC metric reveals that certain trajectory points fail to maintain a safe distance from surrounding "
            "objects. " + _BOX_FORMAT,
 }

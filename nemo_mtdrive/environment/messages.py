@@ -54,9 +54,14 @@ def unpack(body: bytes) -> dict[str, Any]:
 
 def _field(item: Any, name: str, kind: type) -> Any:
     value = item.get(name) if isinstance(item, dict) else None
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    if type(value) is not kind:  # a bool is no int here
         raise MessageError(f"{name}: got {type(value).__name__}, want {kind.__name__}")
-    if kind is str and name.endswith("_id") and not 0 < len(value) <= MAX_ID_CHARACTERS:
+    return value
+
+
+def _id(item: Any, name: str) -> str:
+    value: str = _field(item, name, str)
+    if not 0 < len(value) <= MAX_ID_CHARACTERS:
         raise MessageError(f"{name}: got {len(value)} characters, want 1 to {MAX_ID_CHARACTERS}")
     return value
 
@@ -68,7 +73,7 @@ def pack_resets(items: Sequence[ResetItem]) -> bytes:
 
 def unpack_resets(body: bytes) -> list[ResetItem]:
     """The items of /v1/reset."""
-    return [(_field(item, "episode_id", str), _field(item, "scene_id", str), _field(item, "want_image", bool))
+    return [(_id(item, "episode_id"), _id(item, "scene_id"), _field(item, "want_image", bool))
             for item in _field(unpack(body), "items", list)]
 
 
@@ -80,7 +85,7 @@ def pack_steps(items: Sequence[StepItem]) -> bytes:
 
 def unpack_steps(body: bytes) -> list[StepItem]:
     """The items of /v1/step."""
-    return [(_field(item, "episode_id", str), _field(item, "turn", int), _field(item, "answer", str))
+    return [(_id(item, "episode_id"), _field(item, "turn", int), _field(item, "answer", str))
             for item in _field(unpack(body), "items", list)]
 
 
@@ -91,7 +96,7 @@ def pack_closes(episode_ids: Sequence[str]) -> bytes:
 
 def unpack_closes(body: bytes) -> list[str]:
     """The items of /v1/close."""
-    return [_field(item, "episode_id", str) for item in _field(unpack(body), "items", list)]
+    return [_id(item, "episode_id") for item in _field(unpack(body), "items", list)]
 
 
 def pack_observations(observations: Sequence[Observation]) -> bytes:
@@ -101,7 +106,7 @@ def pack_observations(observations: Sequence[Observation]) -> bytes:
 
 def unpack_observations(body: bytes) -> list[Observation]:
     """The observations of a reply."""
-    return [Observation(_field(i, "episode_id", str), _field(i, "scene_id", str), _field(i, "prompt", str),
+    return [Observation(_id(i, "episode_id"), _id(i, "scene_id"), _field(i, "prompt", str),
                         _field(i, "image_key", str), _array(i["image"]) if i.get("image") is not None else None)
             for i in _field(unpack(body), "items", list)]
 
@@ -113,7 +118,7 @@ def pack_results(results: Sequence[StepResult]) -> bytes:
 
 def unpack_results(body: bytes) -> list[StepResult]:
     """The results of a reply."""
-    return [StepResult(_field(i, "episode_id", str), _field(i, "turn", int),
+    return [StepResult(_id(i, "episode_id"), _field(i, "turn", int),
                        _array(i["trajectory"]) if i.get("trajectory") is not None else None,
                        i.get("scores"), _field(i, "format_score", float), _field(i, "feedback", str),
                        _field(i, "violations", list), _field(i, "done", bool), _field(i, "reason", str))
