@@ -21,7 +21,8 @@ def episode(scene_id: str, index: int, answer: str = "Here.") -> Episode:
     turn = Turn(0, 2, 5, answer, np.arange(24.0).reshape(8, 3), scores, 1.0, 0.5, "slower",
                 [{"metric": "TTC", "point": 3, "object": [20.0, 0.0, 0.8, 4.6, 1.9, 1.6, 0.0, "vehicle"]}])
     return Episode(f"train/0/{scene_id}/{index}", scene_id, index, 7, 2, np.arange(6, dtype=np.int32),
-                   np.array([-1, -1, 0, 0, 0, -1], dtype=np.int16), np.array([0, 0, -1, np.nan, -2, 0], dtype=np.float32),
+                   np.array([-1, -1, 0, 0, 0, -1], dtype=np.int16),
+                   np.array([0, 0, -1, np.nan, -2, 0], dtype=np.float32),
                    ("key0",), ((1, 8, 16),), (turn,), True, "max_turns")
 
 
@@ -75,7 +76,8 @@ def test_a_failed_dump_leaves_no_file(tmp_path: Path) -> None:
     recorder = EpisodeRecorder(tmp_path, max_episodes=2, with_tokens=False)
     bad = replace(episode("a", 0), image_keys=("../../escape",))
     with pytest.raises(ValueError, match="image key"):
-        recorder.record(0, "train", [bad], prompts={}, images={"../../escape": np.zeros((2, 2, 3), np.uint8)}, scenes={})
+        recorder.record(0, "train", [bad], prompts={}, scenes={},
+                        images={"../../escape": np.zeros((2, 2, 3), np.uint8)})
     with pytest.raises(ValueError, match="purpose"):
         recorder.record(0, "a/b", [episode("a", 0)], prompts={}, images={}, scenes={})
     assert list(tmp_path.rglob("*.jsonl")) == []
@@ -112,5 +114,5 @@ def test_an_excerpt_is_in_the_ego_frame_and_cut_to_the_window(scene: Scene) -> N
 def test_an_excerpt_of_another_form_is_refused(scene: Scene) -> None:
     data = excerpt_of(scene).to_json()
     for broken in ({"schema": "x"}, data | {"extra": 1}, {k: v for k, v in data.items() if k != "boxes"}):
-        with pytest.raises(ValueError, match="schema|excerpt"):
+        with pytest.raises(ValueError, match=r"schema|excerpt"):
             excerpt_from_json(broken)
