@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from nemo_mtdrive.config import Config, ConfigError, read_config, save_config
 from nemo_mtdrive.data.prepare import prepare, read_splits, scene_arguments
+from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.evaluation.baselines import DRIVERS, summarise_drivers
 from nemo_mtdrive.evaluation.evaluate import Bootstrap
 from nemo_mtdrive.evaluation.report import write_readme_picture, write_report
@@ -86,7 +88,7 @@ def score_baselines(config: Config, run_dir: Path, progress: Progress) -> dict[s
     ids = read_splits(run_dir).held_out[:config.validation.scenes]
     agent = PDMAgent(perception=config.environment.perception, cache_size=1)
     with progress.phase("baseline drivers", total=len(ids), unit="scenes") as bar:
-        def loaded():
+        def loaded() -> Iterator[Scene]:
             for scene_id in ids:
                 yield scenes.load(scene_id)
                 bar.advance()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from nemo_mtdrive.dialogue.tokenizer import Tokenizer
+    from nemo_mtdrive.models.qwen25_vl import Qwen25VLModel
     from nemo_mtdrive.rollout.worker import WorkerParts
     from nemo_mtdrive.transfer.link import LinkKind
 
@@ -134,11 +135,11 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     from nemo_mtdrive.algorithms.sft import SFTTrainer
     from nemo_mtdrive.callbacks.ipss import IPSS
     from nemo_mtdrive.callbacks.iptc import IPTC
-    from nemo_mtdrive.callbacks.retention import CheckpointFolder
+    from nemo_mtdrive.callbacks.retention import CheckpointStore
     from nemo_mtdrive.callbacks.weight_sync import WeightSync
     from nemo_mtdrive.data.datasets import SFTDataset
     from nemo_mtdrive.data.prepare import read_splits, scene_arguments
-    from nemo_mtdrive.models import checkpoint, parallel
+    from nemo_mtdrive.models import parallel
     from nemo_mtdrive.models.qwen25_vl import OptimizerOptions, build_model
     from nemo_mtdrive.models.tiny import random_hf_state
     from nemo_mtdrive.rollout.pool import WorkerPool
@@ -182,15 +183,28 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
         sft = SFTTrainer(config.sft, model, share, SFTDataset(run_dir / "sft_data", tokenizer), tokenizer)
     rl = MTGRPOTrainer(config.mtgrpo, model, share, rollouts, cache, tokenizer, splits.train, config.seed,
                        rollout.temperature)
-    checkpoints = CheckpointFolder(run_dir / "checkpoints", keep=config.checkpoint.keep, metric="rollout/last_turn/PDMS",
+    checkpoints = CheckpointStore(run_dir / "checkpoints", keep=config.checkpoint.keep, metric="rollout/last_turn/PDMS",
                                    higher_is_better=True, rank=ranks.rank, world_size=ranks.world,
                                    barrier=parallel.barrier)
     job = TrainingJob(config, run_dir, model, rollouts, sft, rl, splits, scene_arguments(config, run_dir), checkpoints,
-                      partial(checkpoint.save, model), partial(checkpoint.load, model), progress, ranks.rank)
+                      lambda folder: _save_model(model, folder), lambda folder: _load_model(model, folder), progress,
+                      ranks.rank)
     with progress.phase("start rollout workers", total=rollout.workers, unit="workers"):
         rollouts.wait_ready()
     job.run()
     folder.close()
+
+
+def _save_model(model: Qwen25VLModel, folder: Path) -> None:
+    from nemo_mtdrive.models import checkpoint
+
+    checkpoint.save(model, folder / "model", {})
+
+
+def _load_model(model: Qwen25VLModel, folder: Path) -> None:
+    from nemo_mtdrive.models import checkpoint
+
+    checkpoint.load(model, folder / "model")
 
 
 def load_tokenizer(config: Config) -> Tokenizer:

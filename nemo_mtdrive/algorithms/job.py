@@ -18,7 +18,7 @@ from nemo_mtdrive.algorithms.policy import Policy
 from nemo_mtdrive.algorithms.rollouts import RolloutClient
 from nemo_mtdrive.algorithms.sft import SFTTrainer
 from nemo_mtdrive.callbacks.checkpointing import random_state, set_random_state
-from nemo_mtdrive.callbacks.retention import CheckpointFolder
+from nemo_mtdrive.callbacks.retention import CheckpointStore
 from nemo_mtdrive.config import Config
 from nemo_mtdrive.data.curate import SceneArguments
 from nemo_mtdrive.data.prepare import Splits
@@ -49,7 +49,7 @@ class TrainingJob:
 
     def __init__(self, config: Config, run_dir: Path, policy: Policy, rollouts: RolloutClient,
                  sft: SFTTrainer | None, rl: MTGRPOTrainer, splits: Splits, scenes: SceneArguments,
-                 checkpoints: CheckpointFolder, save: Callable[[Path], None], load: Callable[[Path], None],
+                 checkpoints: CheckpointStore, save: Callable[[Path], None], load: Callable[[Path], None],
                  progress: Progress, rank: int) -> None:
         """`save` and `load` write and read the policy's weights, optimizer and reference in a folder (collective)."""
         self.config = config
@@ -91,16 +91,17 @@ class TrainingJob:
         """Load the last whole checkpoint, if the job is to be resumed and there is one; else start with the policy."""
         found = self.checkpoints.latest() if self.config.resume else None
         if found is None:
+            self.checkpoints.clear()
             if self.is_main:
                 self._summary.clear()
             self.policy.set_reference()
             return JobState("sft" if self.sft is not None else "rl", 0)
-        saved = found.trainer_state(self.rank)
-        self._load(found.weights)
+        saved = found.state
+        self._load(found.path)
         set_random_state(saved["random"])
         self.rollouts.policy_version = saved["policy_version"]
         state = JobState(**saved["job"])
-        self.progress.note(f"resumed from {found.path.name}: {state.phase} step {state.step}")
+        self.progress.note(f"resumed from {found.name}: {state.phase} step {state.step}")
         return state
 
     def run_sft(self, done: int) -> None:
@@ -176,11 +177,10 @@ class TrainingJob:
                               images=images, scenes=scenes)
 
     def save(self, state: JobState, metrics: Mapping[str, float]) -> None:
-        """A checkpoint with weights, optimizer, reference and where the job is; named by steps of both phases."""
-        done = state.step + (self.config.sft.steps if state.phase == "rl" else 0)
+        """A checkpoint with weights, optimizer, reference and where the job is."""
         trainer_state = {"job": asdict(state), "policy_version": self.rollouts.policy_version, "random": random_state()}
         kept = {name: value for name, value in metrics.items() if "/PDMS" in name or name == "reward/mean"}
-        self.checkpoints.save(done, self._save, trainer_state, kept)
+        self.checkpoints.save(f"{state.phase}-{state.step:06d}", self._save, trainer_state, kept)
 
     def _metrics(self, phase: str, done: int) -> MetricsLogger | NoMetrics:
         if not self.is_main:
