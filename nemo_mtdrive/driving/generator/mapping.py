@@ -31,6 +31,7 @@ class MapBuilder:
         self._links: dict[str, _Links] = {}
         self.intersections: list[Area] = []
         self.crosswalks: list[Area] = []
+        self.carparks: list[Area] = []
 
     def add_roadblock(self, block_id: str, left_edge: Array, lanes: int) -> list[str]:
         """A roadblock of `lanes` lanes to the right of `left_edge` [n, 2]; returns the lane ids, left to right."""
@@ -59,6 +60,10 @@ class MapBuilder:
         self._link(block_id, self._lanes[lane_links[0][1]][1])
         return ids
 
+    def add_shoulder(self, name: str, edge: Array, width: float) -> None:
+        """A paved strip `width` m wide to the right of `edge` [n, 2]."""
+        self.carparks.append(Area(name, np.vstack([edge, offset(edge, -width)[::-1]])))
+
     def centerline(self, lane_id: str) -> Array:
         """The centreline [n, 2] of a lane."""
         return self._lanes[lane_id][3]
@@ -71,7 +76,7 @@ class MapBuilder:
         lanes = tuple(Lane(lane_id, kind, block, polygon, center, self._speed_limit,
                            tuple(self._links[lane_id].incoming), tuple(self._links[lane_id].outgoing))
                       for lane_id, (kind, block, polygon, center) in self._lanes.items())
-        return SceneMap(blocks, lanes, tuple(self.intersections), (), tuple(self.crosswalks))
+        return SceneMap(blocks, lanes, tuple(self.intersections), tuple(self.carparks), tuple(self.crosswalks))
 
     def _add_lane(self, lane_id: str, kind: str, block_id: str, polygon: Array, center: Array) -> None:
         self._lanes[lane_id] = (kind, block_id, polygon, center)

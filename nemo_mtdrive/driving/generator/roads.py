@@ -12,6 +12,7 @@ from nemo_mtdrive.driving.generator.geometry import (
     heading_vector,
     left_of,
     moved,
+    offset,
     straight,
     turn_between,
 )
@@ -19,6 +20,8 @@ from nemo_mtdrive.driving.generator.mapping import MapBuilder
 from nemo_mtdrive.driving.scene import Area, Array, SceneMap
 
 CROSSWALK_WIDTH = 3.0
+SHOULDER_M = (0.7, 1.6)
+"""Paved width beside the outer lanes of plain roads (a car park in the map's terms: drivable, but no lane)."""
 STEP = 2.0
 """Spacing of the map's vertices [m]."""
 
@@ -81,15 +84,15 @@ def build_road(kind: str, rng: np.random.Generator, *, two_lanes: bool, crosswal
 def _plain(kind: str, rng: np.random.Generator, origin: Array, heading: float, two_lanes: bool,
            crosswalk: bool) -> Road:
     lanes = int(rng.integers(2 if two_lanes else 1, 4 if kind == "straight" else 3))
-    width = float(rng.uniform(3.3, 3.8))
-    limit = float(rng.choice([9.0, 11.0, 13.5, 15.5] if kind == "straight" else [9.0, 11.0, 13.5]))
+    width = float(rng.uniform(3.4, 3.8))
+    limit = float(rng.choice([9.0, 11.0, 13.5, 15.5, 16.5] if kind == "straight" else [9.0, 11.0, 13.5, 15.5]))
     before = 140.0
     if kind == "straight":
         line = straight(np.zeros(2), np.array([380.0, 0.0]), STEP)
     else:
         angle = float(rng.uniform(0.6, 1.7) * rng.choice([-1.0, 1.0]))
         # the radius at the bend's middle; the inside must stay wider than the lanes
-        radius = lanes * width + float(rng.uniform(9.0, 45.0))
+        radius = lanes * width + float(rng.uniform(17.0, 60.0))
         arc = moved(bend(abs(angle) * radius * 1.43, angle, STEP), np.array([before, 0.0]), 0.0)
         tail = straight(arc[-1], arc[-1] + 170.0 * heading_vector(angle), STEP)
         line = np.vstack([straight(np.zeros(2), arc[0], STEP)[:-1], arc[:-1], tail])
@@ -97,6 +100,9 @@ def _plain(kind: str, rng: np.random.Generator, origin: Array, heading: float, t
     builder = MapBuilder(width, limit)
     forward = builder.add_roadblock("F", line, lanes)
     backward = builder.add_roadblock("B", line[::-1].copy(), lanes)
+    shoulder = float(rng.uniform(*SHOULDER_M))
+    for name, edge in (("SF", line), ("SB", line[::-1])):
+        builder.add_shoulder(name, offset(edge, -lanes * width), shoulder)
     routes = [Route(builder.centerline(lane), (block,), i, lanes, approach, "straight", None, None, None)
               for approach, block, ids in ((0, "F", forward), (2, "B", backward)) for i, lane in enumerate(ids)]
     walks: tuple[Crosswalk, ...] = ()
@@ -117,12 +123,12 @@ def _crosswalk(builder: MapBuilder, line: Array, index: int, half_width: float, 
 
 
 def _crossing(rng: np.random.Generator, origin: Array, heading: float, two_lanes: bool) -> Road:
-    width = float(rng.uniform(3.3, 3.7))
+    width = float(rng.uniform(3.4, 3.8))
     limit = float(rng.choice([9.0, 11.0, 13.5]))
     main = int(rng.integers(2 if two_lanes else 1, 3))
     cross = int(rng.integers(1, 3))
     skew = float(rng.uniform(-0.2, 0.2))
-    kerb = float(rng.uniform(6.5, 10.0))
+    kerb = float(rng.uniform(7.5, 11.0))
     # arm 0 is where the ego comes from; arms go round counter-clockwise: 0 back, 1 right, 2 ahead, 3 left
     out = [heading + math.pi, heading - math.pi / 2 + skew, heading, heading + math.pi / 2 + skew]
     lanes = [main, cross, main, cross]

@@ -155,7 +155,7 @@ class Casting:
         for k in range(int(rng.integers(1, 4))):
             begin, end = (walk.start, walk.end) if rng.random() < 0.5 else (walk.end, walk.start)
             direction = (end - begin) / np.hypot(*(end - begin))
-            begin = begin - direction * float(rng.uniform(0.8, 2.5))
+            begin = begin - direction * float(rng.uniform(1.2, 2.8))
             speed = float(rng.uniform(1.0, 1.7))
             to_lane = float((lane - begin) @ direction) - 1.6
             reaches = float(rng.uniform(-0.5, 3.5)) + 1.2 * k
@@ -232,12 +232,11 @@ class Casting:
             if self.route.stop is not None and s > self.route.stop - 6.0:
                 continue
             x, y, heading = path.pose(s)
-            right = (self.route.lanes - self.route.lane - 0.5) * self.road.lane_width + float(rng.uniform(1.2, 3.0))
+            right = (self.route.lanes - self.route.lane - 0.5) * self.road.lane_width + float(rng.uniform(2.0, 4.0))
             start = np.array([x + math.sin(heading) * right, y - math.cos(heading) * right])
             direction = float(rng.choice([-1.0, 1.0])) * np.array([math.cos(heading), math.sin(heading)])
-            if self.road.kind == "curve":
-                direction = direction * 0.0 + np.array([math.sin(heading), -math.cos(heading)])
-            speed = 0.0 if rng.random() < 0.3 else float(rng.uniform(0.8, 1.5))
+            # on a curve a straight walk would lead off the pavement
+            speed = 0.0 if self.road.kind == "curve" or rng.random() < 0.3 else float(rng.uniform(0.8, 1.5))
             self.pedestrians.append(Pedestrian(f"stroller{k}", start, direction, 30.0, speed, -60.0, False))
 
     def _path(self, route: Route) -> Path:

@@ -30,6 +30,9 @@ class Canvas:
         self.focal = float(camera.intrinsics[0, 0])
         self.centre = camera.intrinsics[:2, 2]
         self.position = camera.extrinsics[:3, 3]
+        below = max(camera.height - float(self.centre[1]), 1.0)
+        self.nearest_ground = float(self.position[0]) + self.focal * float(self.position[2]) / below
+        """x of the ground at the lower edge of the picture [m]."""
         self.image = _backdrop(camera.width, camera.height, float(self.centre[1])).copy()
 
     def picture(self, factor: int) -> NDArray[np.uint8]:
@@ -137,8 +140,10 @@ def _clip(points: Array) -> Array:
         kept = inside >= 0.0
         if kept.all():
             continue
-        after, after_kept, after_inside = np.roll(points, -1, 0), np.roll(kept, -1), np.roll(inside, -1)
-        crosses = kept != after_kept
+        after, after_inside = np.concatenate([points[1:], points[:1]]), np.concatenate([inside[1:], inside[:1]])
+        crosses = kept != (after_inside >= 0.0)
+        if not crosses.any():
+            return points[:0]
         share = np.where(crosses, inside / np.where(crosses, inside - after_inside, 1.0), 0.0)
         cuts = points + share[:, None] * (after - points)
         # each vertex gives itself if it is inside, then the cut of the edge that follows it

@@ -58,7 +58,7 @@ class _View:
     def stretches(self, line: Array) -> list[Array]:
         """The parts of a polyline [n, 2] that lie ahead, each [m, 2] with a vertex at least every 3 m."""
         line = _dense(line, 2.0)
-        ahead = (line[:, 0] > 0.5) & (line[:, 0] < FAR_M) & (np.abs(line[:, 1]) < line[:, 0] + 12.0)
+        ahead = (line[:, 0] > self.canvas.nearest_ground - 0.3) & (line[:, 0] < FAR_M) & (np.abs(line[:, 1]) < line[:, 0] + 12.0)
         edges = np.flatnonzero(np.diff(np.concatenate([[False], ahead, [False]]).astype(np.int8))).tolist()
         found = [line[max(start - 1, 0) : stop + 1] for start, stop in zip(edges[::2], edges[1::2], strict=True)]
         return [stretch for stretch in found if len(stretch) > 1]
