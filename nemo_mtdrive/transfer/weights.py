@@ -122,7 +122,7 @@ class WeightReader:
         if manifest["version"] != wanted or manifest["bytes"] != size:
             described = f"version {manifest['version']} of {manifest['bytes']} bytes"
             raise WeightError(f"{path}: the manifest says {described}, the data has {size}")
-        return manifest["version"], {entry[0]: _view(entry, data, path, verify) for entry in manifest["tensors"]}
+        return manifest["version"], dict(_view(entry, data, path, verify) for entry in manifest["tensors"])
 
 
 def versions(root: Path) -> list[int]:
@@ -163,16 +163,16 @@ def _open_manifest(packed: bytes, path: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _view(entry: list[Any], data: Any, path: Path, verify: bool) -> torch.Tensor:
+def _view(entry: list[Any], data: Any, path: Path, verify: bool) -> tuple[str, torch.Tensor]:
     try:
         name, dtype_name, shape, offset, size, checksum = entry
         dtype = _DTYPES[dtype_name]
         if not size:
-            return torch.empty(shape, dtype=dtype)
+            return name, torch.empty(shape, dtype=dtype)
         flat = torch.frombuffer(data, dtype=dtype, count=size // dtype.itemsize, offset=offset)
         tensor = flat.reshape(shape)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightError(f"{path}: entry {entry!r:.120} does not fit the data ({error})") from error
     if verify and zlib.crc32(flat.view(torch.uint8).numpy().data) != checksum:
         raise WeightError(f"{path}: weight {name} is corrupt, its checksum differs; publish again")
-    return tensor
+    return name, tensor
