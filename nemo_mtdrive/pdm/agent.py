@@ -42,9 +42,8 @@ class Reviewer(Protocol):
 class PDMAgent:
     """Reviews by NAVSIM v1's PDM score.
 
-    Feedback and scores see the others through one perception: the recorded future ("oracle") or the boxes of t = 0 moved
-    with constant velocity ("kinematic", Section 4.2). To evaluate a kinematic agent's answers, score them with a second,
-    oracle one.
+    Feedback and scores see the others through one perception: the recorded future ("oracle") or the boxes of t = 0
+    moved with constant velocity ("kinematic"). To evaluate what a kinematic agent taught, score with an oracle one.
     """
 
     def __init__(self, perception: str, cache_size: int) -> None:

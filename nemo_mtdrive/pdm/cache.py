@@ -64,8 +64,7 @@ def prepare(scene: Scene, perception: str) -> PreparedScene:
     drivable = drivable_map(scene.map, scene.ego)
     route = find_route(scene, drivable)
     lanes = set(route.lane_ids)
-    on_route = np.array([kind == LANE and name in lanes for name, kind in zip(drivable.ids, drivable.kinds, strict=True)],
-                        dtype=bool)
+    on_route = (drivable.kinds == LANE) & np.array([name in lanes for name in drivable.ids], dtype=bool)
     centerline = np.ascontiguousarray(route.centerline[:, :2])
     start_us = clock_us(scene)
     planned_us = start_us + np.arange(OBSERVED_STEPS) * round(STEP_S * 1e6)

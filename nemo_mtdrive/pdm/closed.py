@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from nemo_mtdrive.driving.scene import Scene, Track, Vehicle
 from nemo_mtdrive.pdm.drivable import DrivableMap, ego_center, polygon_of
 from nemo_mtdrive.pdm.geometry import box_corners, wrap_angle
-from nemo_mtdrive.pdm.observation import AGENT_TYPES, OBSERVED_STEPS, STOPPED_TRACK_SPEED, Observation, assemble, tracks_now
+from nemo_mtdrive.pdm.observation import (
+    AGENT_TYPES,
+    OBSERVED_STEPS,
+    STOPPED_TRACK_SPEED,
+    Observation,
+    assemble,
+    tracks_now,
+)
 from nemo_mtdrive.pdm.route import Route
 from nemo_mtdrive.pdm.score import ego_progress, measure, pdm_score
 from nemo_mtdrive.pdm.simulate import STEP_S, STEPS, simulate
@@ -85,7 +92,7 @@ class Forecast:
 
 
 def _nearest_tracks(scene: Scene) -> list[tuple[Track, Array]]:
-    """Tracks of t = 0 within 100 m of the ego's centre: static ones, vehicles, pedestrians, bicycles; nearest first, capped."""
+    """Tracks of t = 0 within 100 m: static ones, vehicles, pedestrians, bicycles; of each kind the nearest, sorted."""
     center = ego_center(scene.ego)
     known = [(float(np.hypot(*(row[1:3] - center))), track, row) for track, row in tracks_now(scene)]
     chosen: list[tuple[Track, Array]] = []
@@ -125,9 +132,9 @@ def forecast(scene: Scene, route: Route) -> Forecast:
 class _Leaders:
     """The leading obstacle of each proposal on one path.
 
-    Kept from the original: leaders are looked up at even steps only, so at step 1 there is none and progress 0 stands for
-    it, which brakes; and the three numbers of a leader are written over those of the proposal before, so the rear length of
-    a free road or the speed of a vehicle can stay behind.
+    Kept from the original: leaders are looked up at even steps only, so at step 1 there is none and progress 0 stands
+    for it, which brakes; and the three numbers of a leader are written over those of the proposal before, so the rear
+    length of a free road or the speed of a vehicle can stay behind.
     """
 
     def __init__(self, path: Path, expected: Forecast, vehicle: Vehicle, start: float, top_speed: float) -> None:
@@ -137,7 +144,7 @@ class _Leaders:
         self._ignored = np.append(expected.observation.is_ignored, np.array(expected.light_ignored, dtype=bool))
 
     def __call__(self, step: int, progress: Array, poses: Array) -> Array:
-        """[K, 3] progress [m], speed [m/s], rear length [m] of the leaders of proposals at progress [K], poses [K, 3]."""
+        """[K, 3] progress [m], speed [m/s], rear length [m] of the leaders of proposals at [K] with poses [K, 3]."""
         obstacles = self._forecast.obstacles(step)
         tree = shapely.STRtree(obstacles, node_capacity=10)
         met = [i for i in tree.query(self._corridor, predicate="intersects") if not self._ignored[i]]
@@ -201,8 +208,8 @@ def plan(scene: Scene, drivable: DrivableMap, route: Route, on_route: NDArray[np
         on_route: [P] polygons of `drivable` that are lanes of the route.
     """
     ego = scene.ego
-    limit = route.speed_limit_mps if route.speed_limit_mps is not None and route.speed_limit_mps > 0.0 else FALLBACK_SPEED
-    wanted = SPEED_FRACTIONS * limit
+    limit = route.speed_limit_mps
+    wanted = SPEED_FRACTIONS * (limit if limit is not None and limit > 0.0 else FALLBACK_SPEED)
     expected = forecast(scene, route)
     proposals = []
     for offset in LATERAL_OFFSETS_M:

@@ -16,6 +16,7 @@ from nemo_mtdrive.pdm.observation import Observation
 from nemo_mtdrive.pdm.simulate import HEADING, STEP_S, VX, VY, X, Y
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 NO_HIT = -1
 """Value of `Collisions.ttc_after` where TTC is kept."""
@@ -33,7 +34,7 @@ class Collisions:
     at_fault: NDArray[np.bool_]
     """[B, T, N] the ego is in an at-fault collision with the track."""
     ttc_after: NDArray[np.int8]
-    """[B, T, N] steps (0, 3, 6, 9) after which the ego, moved straight on, hits a track it should mind; else `NO_HIT`."""
+    """[B, T, N] steps (0, 3, 6, 9) after which the ego, moved straight on, hits a track ahead of it; else `NO_HIT`."""
     no_collision: Array
     """[B] NC: 1, 0.5 (an object was hit), 0 (a road user was hit)."""
     time_to_collision: Array
@@ -41,15 +42,20 @@ class Collisions:
 
 
 @njit(cache=True)
-def _may_touch(radius, center_x, center_y, track_center, track_radius):
+def _may_touch(radius: float, center_x: float, center_y: float, track_center: Array, track_radius: float) -> bool:
+    """Whether the circles around two boxes meet, with a little to spare."""
     dx, dy = track_center[0] - center_x, track_center[1] - center_y
     reach = radius + track_radius
     return dx * dx + dy * dy <= reach * reach + 1e-6
 
 
 @njit(cache=True)
-def _find_collisions(states, corners, radius, multiple_lanes, non_drivable, centers, track_corners, present, radii,
-                     is_agent, is_stopped, is_ignored, at_fault, no_collision):
+def _find_collisions(
+    states: Array, corners: Array, radius: float, multiple_lanes: Flags, non_drivable: Flags, centers: Array,
+    track_corners: Array, present: Flags, radii: Array, is_agent: Flags, is_stopped: Flags, is_ignored: Flags,
+    at_fault: Flags, no_collision: Array,
+) -> None:
+    """Fill at_fault [B, T, N] and no_collision [B]."""
     front = np.empty((2, 2))
     for b in range(states.shape[0]):
         ignored = is_ignored.copy()
@@ -78,8 +84,12 @@ def _find_collisions(states, corners, radius, multiple_lanes, non_drivable, cent
 
 
 @njit(cache=True)
-def _find_ttc(states, corners, radius, multiple_lanes, non_drivable, intersection, centers, track_corners, present, radii,
-              is_ignored, ttc_after, time_to_collision):
+def _find_ttc(
+    states: Array, corners: Array, radius: float, multiple_lanes: Flags, non_drivable: Flags, intersection: Flags,
+    centers: Array, track_corners: Array, present: Flags, radii: Array, is_ignored: Flags, ttc_after: NDArray[np.int8],
+    time_to_collision: Array,
+) -> None:
+    """Fill ttc_after [B, T, N] and time_to_collision [B]."""
     moved = np.empty((4, 2))
     for b in range(states.shape[0]):
         ignored = is_ignored.copy()
@@ -116,11 +126,13 @@ def _find_ttc(states, corners, radius, multiple_lanes, non_drivable, intersectio
                         ignored[n] = True
 
 
-def find_collisions(states: Array, corners: Array, areas: EgoAreas, observation: Observation, vehicle: Vehicle) -> Collisions:
+def find_collisions(
+    states: Array, corners: Array, areas: EgoAreas, observation: Observation, vehicle: Vehicle
+) -> Collisions:
     """Test simulated states [B, 41, 11] with boxes [B, 41, 5, 2] against the observed tracks.
 
-    An overlap that is not the ego's fault (standing, hit from behind, hit at the side while in its lane) is forgiven for
-    the rest of the 4 s; so is a TTC overlap with a track that is not ahead.
+    An overlap that is not the ego's fault (standing, hit from behind, hit at the side while in its lane) is forgiven
+    for the rest of the 4 s; so is a TTC overlap with a track that is not ahead.
     """
     batch, steps = states.shape[:2]
     at_fault = np.zeros((batch, steps, len(observation.tracks)), dtype=bool)

@@ -70,7 +70,10 @@ def square_around(point: Array, half_side: float) -> shapely.Polygon:
 
 
 def drivable_map(scene_map: SceneMap, ego: Ego) -> DrivableMap:
-    """The polygons near the ego in NAVSIM's order: roadblocks, their lanes, lane connectors, intersections, car parks."""
+    """The polygons near the ego, in NAVSIM's order: roadblocks, their lanes, lane connectors, intersections, car parks.
+
+    Lanes that no roadblock lists, which NAVSIM's maps do not have, come last.
+    """
     square = square_around(ego_center(ego), MAP_RADIUS_M)
     lanes = {lane.id: lane for lane in scene_map.lanes}
     near = [block for block in scene_map.roadblocks if polygon_of(block.polygon).intersects(square)]
@@ -81,6 +84,9 @@ def drivable_map(scene_map: SceneMap, ego: Ego) -> DrivableMap:
                 if lane_id in lanes]
     for kind, areas in ((INTERSECTION, scene_map.intersections), (CARPARK, scene_map.carparks)):
         entries += [(area.id, kind, area.polygon) for area in areas if polygon_of(area.polygon).intersects(square)]
+    listed = {lane_id for block in scene_map.roadblocks for lane_id in block.lane_ids}
+    entries += [(lane.id, LANE, lane.polygon) for lane in scene_map.lanes
+                if lane.id not in listed and polygon_of(lane.polygon).intersects(square)]
     entries = [entry for entry in entries if len(entry[2]) >= 3]
     rings = [ring if np.array_equal(ring[0], ring[-1]) else np.vstack([ring, ring[:1]]) for _, _, ring in entries]
     return DrivableMap(
@@ -94,7 +100,10 @@ def drivable_map(scene_map: SceneMap, ego: Ego) -> DrivableMap:
 
 
 @njit(cache=True)
-def _classify(states, half_length, half_width, to_center, vertices, starts, bounds, kinds, on_route, areas, corners):
+def _classify(
+    states: Array, half_length: float, half_width: float, to_center: float, vertices: Array, starts: NDArray[np.int64],
+    bounds: Array, kinds: NDArray[np.int64], on_route: NDArray[np.bool_], areas: NDArray[np.bool_], corners: Array,
+) -> None:
     """Fill areas [4, B, T] (order of `EgoAreas`) and corners [B, T, 5, 2] (four corners, then the centre)."""
     for b in range(states.shape[0]):
         for t in range(states.shape[1]):
@@ -128,7 +137,9 @@ def _classify(states, half_length, half_width, to_center, vertices, starts, boun
             areas[3, b, t] = in_intersection
 
 
-def ego_areas(states: Array, vehicle: Vehicle, drivable: DrivableMap, on_route: NDArray[np.bool_]) -> tuple[EgoAreas, Array]:
+def ego_areas(
+    states: Array, vehicle: Vehicle, drivable: DrivableMap, on_route: NDArray[np.bool_]
+) -> tuple[EgoAreas, Array]:
     """Classify where a car is.
 
     Args:

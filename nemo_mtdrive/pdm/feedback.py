@@ -1,8 +1,8 @@
 """What the PDM agent says of a trajectory: violated metrics as data and in the words of Appendix A.1.
 
-DAC, NC and TTC are reported (Section 3.1), in this order. A point of the trajectory is named when the simulated car at the
-point's time violates; a violation only between two points is put to the nearer one, so a failing metric is never silent.
-Objects are given where they are at that time, in the ego frame of t = 0, resting on the ground (z = h / 2).
+DAC, NC and TTC are reported (Section 3.1), in this order. A point of the trajectory is named when the simulated car at
+the point's time violates; a violation only between two points is put to the nearer one, so a failing metric is never
+silent. Objects are given where they are at that time, in the ego frame of t = 0, resting on the ground (z = h / 2).
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ CLOSING = "Based on these issues, provide an improved trajectory prediction."
 
 _BOX_FORMAT = (
     "The format for describing these objects is: (x, y, z, l, w, h, heading, name). Where x, y, z are the center "
-    "coordinates of the object in ego-coordinate system, l, w, h are length, width, height of the bounding box, heading is "
-    "the object heading, and name is the object class name. The specific trajectory points and their corresponding objects "
-    "are as follows:"
+    "coordinates of the object in ego-coordinate system, l, w, h are length, width, height of the bounding box, "
+    "heading is the object heading, and name is the object class name. The specific trajectory points and their "
+    "corresponding objects are as follows:"
 )
 _INTRODUCTIONS = {
     "DAC": "The DAC metric reveals that certain trajectory points fail to stay within the drivable area. "
            "The specific trajectory points are as follows:",
     "NC": f"The NC metric reveals that certain trajectory points collide with surrounding objects. {_BOX_FORMAT}",
-    "TTC": "The TTC metric reveals that certain trajectory points fail to maintain a safe distance from surrounding objects. "
-           f"{_BOX_FORMAT}",
+    "TTC": "The TTC metric reveals that certain trajectory points fail to maintain a safe distance from surrounding "
+           f"objects. {_BOX_FORMAT}",
 }
 
 MAX_OBJECTS = 4
@@ -74,12 +74,12 @@ def format_point(point: Sequence[float] | Array) -> str:
 
 
 def format_object(box: Sequence[Any]) -> str:
-    """An object [x, y, z, l, w, h, heading, name] as in the paper: `(34.14, -0.85, 1.59, 10.26, 2.95, 4.39, -0.02, vehicle)`."""
+    """An object [x, y, z, l, w, h, heading, name] as in the paper: `(34.14, -0.85, 1.59, ..., -0.02, vehicle)`."""
     return "(" + ", ".join(_number(float(value), "") for value in box[:-1]) + f", {box[-1]})"
 
 
 def _points_of(violated: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """(point, step) of the points violated [41]; if only steps in between are, the point nearest to the first of them."""
+    """(point, step) of points that are violated [41]; if only steps in between are, the point nearest to the first."""
     points = [(point, int(step)) for point, step in enumerate(POINT_STEPS) if violated[step]]
     if points or not violated.any():
         return points
@@ -90,9 +90,11 @@ def _points_of(violated: NDArray[np.bool_]) -> list[tuple[int, int]]:
 def find_violations(measured: Measured, row: int) -> list[Finding]:
     """The findings of one of the measured trajectories: DAC, NC, TTC, each in the order of points and tracks."""
     findings = [Finding("DAC", point, step, None) for point, step in _points_of(measured.areas.non_drivable[row])]
-    for metric, hits in (("NC", measured.collisions.at_fault[row]), ("TTC", measured.collisions.ttc_after[row] != NO_HIT)):
+    at_fault, too_close = measured.collisions.at_fault[row], measured.collisions.ttc_after[row] != NO_HIT
+    for metric, hits in (("NC", at_fault), ("TTC", too_close)):
         tracks = np.flatnonzero(hits.any(axis=0))
-        found = [Finding(metric, point, step, int(track)) for track in tracks for point, step in _points_of(hits[:, track])]
+        found = [Finding(metric, point, step, int(track))
+                 for track in tracks for point, step in _points_of(hits[:, track])]
         findings += sorted(found, key=lambda finding: finding.point)
     return findings
 
@@ -133,7 +135,7 @@ def feedback_text(violations: Sequence[dict[str, Any]], trajectory: Array, max_o
 
     At most 8 points are named per issue, and for each at most `max_objects` objects, the nearest ones.
     """
-    issues = []
+    issues: list[str] = []
     for metric in _INTRODUCTIONS:
         named = [violation for violation in violations if violation["metric"] == metric]
         if named:

@@ -31,20 +31,23 @@ def box_corners(center: Array, heading: Array, length: float | Array, width: flo
 
 
 @njit(cache=True)
-def ego_corners(x, y, heading, half_length, half_width, rear_axle_to_center, out):
+def ego_corners(
+    x: float, y: float, heading: float, half_length: float, half_width: float, rear_axle_to_center: float, out: Array
+) -> None:
     """Write the four corners of the ego whose rear axle is at (x, y), then its centre, into out [5, 2]."""
     cos, sin = math.cos(heading), math.sin(heading)
-    left_x, left_y = half_width * math.cos(heading + 0.5 * math.pi), half_width * math.sin(heading + 0.5 * math.pi)
+    lon_x, lon_y = half_length * cos, half_length * sin
+    lat_x, lat_y = half_width * math.cos(heading + 0.5 * math.pi), half_width * math.sin(heading + 0.5 * math.pi)
     center_x, center_y = x + rear_axle_to_center * cos, y + rear_axle_to_center * sin
-    out[FRONT_LEFT, 0], out[FRONT_LEFT, 1] = center_x + (left_x + half_length * cos), center_y + (left_y + half_length * sin)
-    out[REAR_LEFT, 0], out[REAR_LEFT, 1] = center_x + (left_x - half_length * cos), center_y + (left_y - half_length * sin)
-    out[REAR_RIGHT, 0], out[REAR_RIGHT, 1] = center_x - (left_x + half_length * cos), center_y - (left_y + half_length * sin)
-    out[FRONT_RIGHT, 0], out[FRONT_RIGHT, 1] = center_x - (left_x - half_length * cos), center_y - (left_y - half_length * sin)
+    out[FRONT_LEFT, 0], out[FRONT_LEFT, 1] = center_x + (lat_x + lon_x), center_y + (lat_y + lon_y)
+    out[REAR_LEFT, 0], out[REAR_LEFT, 1] = center_x + (lat_x - lon_x), center_y + (lat_y - lon_y)
+    out[REAR_RIGHT, 0], out[REAR_RIGHT, 1] = center_x - (lat_x + lon_x), center_y - (lat_y + lon_y)
+    out[FRONT_RIGHT, 0], out[FRONT_RIGHT, 1] = center_x - (lat_x - lon_x), center_y - (lat_y - lon_y)
     out[4, 0], out[4, 1] = center_x, center_y
 
 
 @njit(cache=True)
-def inside_ring(x, y, ring):
+def inside_ring(x: float, y: float, ring: Array) -> bool:
     """Whether the point lies strictly inside the closed ring [n, 2] (first vertex repeated last); even-odd rule."""
     crossings = 0
     for i in range(ring.shape[0] - 1):
@@ -64,7 +67,7 @@ def inside_ring(x, y, ring):
 
 
 @njit(cache=True)
-def _gap_along(axis_x, axis_y, first, second):
+def _gap_along(axis_x: float, axis_y: float, first: Array, second: Array) -> bool:
     """Whether the two point sets are apart when projected on the axis."""
     first_min = first_max = first[0, 0] * axis_x + first[0, 1] * axis_y
     for i in range(1, first.shape[0]):
@@ -78,7 +81,7 @@ def _gap_along(axis_x, axis_y, first, second):
 
 
 @njit(cache=True)
-def boxes_overlap(first, second):
+def boxes_overlap(first: Array, second: Array) -> bool:
     """Whether two boxes, corners [4, 2] each, share a point (separating-axis test)."""
     for box in (first, second):
         for i in range(2):
@@ -88,18 +91,16 @@ def boxes_overlap(first, second):
 
 
 @njit(cache=True)
-def segment_meets_box(segment, box):
+def segment_meets_box(segment: Array, box: Array) -> bool:
     """Whether a segment [2, 2] and a box, corners [4, 2], share a point."""
     if _gap_along(segment[1, 1] - segment[0, 1], segment[0, 0] - segment[1, 0], segment, box):
         return False
-    for i in range(2):
-        if _gap_along(box[i + 1, 1] - box[i, 1], box[i, 0] - box[i + 1, 0], segment, box):
-            return False
-    return True
+    along_first = _gap_along(box[1, 1] - box[0, 1], box[0, 0] - box[1, 0], segment, box)
+    return not (along_first or _gap_along(box[2, 1] - box[1, 1], box[1, 0] - box[2, 0], segment, box))
 
 
 @njit(cache=True)
-def bearing(x, y, heading, to_x, to_y):
+def bearing(x: float, y: float, heading: float, to_x: float, to_y: float) -> float:
     """Unsigned angle [rad] from the heading of a pose to a point; nan where the point is the pose itself."""
     dx, dy = to_x - x, to_y - y
     norm = math.sqrt(dx * dx + dy * dy)
@@ -109,7 +110,7 @@ def bearing(x, y, heading, to_x, to_y):
 
 
 @njit(cache=True)
-def progress_along(line, x, y):
+def progress_along(line: Array, x: float, y: float) -> float:
     """Arc length [m] of the point of the polyline [n, 2] that is nearest to (x, y); the first of equals."""
     best, best_distance, start = 0.0, math.inf, 0.0
     for i in range(line.shape[0] - 1):

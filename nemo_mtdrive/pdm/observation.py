@@ -1,4 +1,4 @@
-"""Where the road users are at 10 Hz over 5 s: the recorded future (oracle) or constant velocity from t = 0 (kinematic)."""
+"""Where the road users are at 10 Hz over 5 s: recorded (oracle), or at constant velocity from t = 0 (kinematic)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class Observation:
     """[N] never collides; only a planner's forecast sets it."""
 
 
-def assemble(tracks: tuple[Track, ...], poses: Array, present: NDArray[np.bool_], is_stopped: NDArray[np.bool_]) -> Observation:
+def assemble(
+    tracks: tuple[Track, ...], poses: Array, present: NDArray[np.bool_], is_stopped: NDArray[np.bool_]
+) -> Observation:
     """An `Observation` from box poses [T, N, 3]."""
     sizes = np.array([track.size for track in tracks]).reshape(len(tracks), 3)
     return Observation(
@@ -78,7 +80,7 @@ def _speed(track: Track, row: Array) -> float:
 
 
 def recorded(scene: Scene) -> Observation:
-    """The recorded boxes, linear between annotations; a track annotated once stands there all the time (as NAVSIM has it)."""
+    """The recorded boxes, linear between annotations; a track annotated once stands there all the time."""
     tracks = tuple(track for track in scene.tracks if len(_seen(track)))
     poses, present = np.zeros((OBSERVED_STEPS, len(tracks), 3)), np.zeros((OBSERVED_STEPS, len(tracks)), dtype=bool)
     stopped = np.zeros(len(tracks), dtype=bool)
@@ -88,7 +90,7 @@ def recorded(scene: Scene) -> Observation:
         heading = np.unwrap(rows[:, 3])
         for column, values in enumerate((rows[:, 1], rows[:, 2], heading)):
             poses[:, n, column] = np.interp(_TIMES_S, rows[:, 0], values)
-        present[:, n] = (first <= _TIMES_S + 1e-9) & (_TIMES_S <= last + 1e-9) if last > first else True
+        present[:, n] = (first - _TIMES_S <= 1e-9) & (_TIMES_S - last <= 1e-9) if last > first else True
         stopped[n] = _speed(track, rows[0]) <= STOPPED_TRACK_SPEED
     poses[..., 2] = wrap_angle(poses[..., 2])
     return assemble(tracks, poses, present, stopped)
@@ -106,7 +108,8 @@ def constant_velocity(scene: Scene) -> Observation:
     tracks = tuple(track for track, _ in pairs)
     rows = np.array([row for _, row in pairs]).reshape(len(pairs), 6)
     speeds = np.array([_speed(track, row) for track, row in pairs])
-    velocity = np.where(np.array([track.type in AGENT_TYPES for track in tracks], dtype=bool)[:, None], rows[:, 4:6], 0.0)
+    moves = np.array([track.type in AGENT_TYPES for track in tracks], dtype=bool)
+    velocity = np.where(moves[:, None], rows[:, 4:6], 0.0)
     poses = np.zeros((OBSERVED_STEPS, len(tracks), 3))
     poses[..., :2] = rows[:, 1:3] + _TIMES_S[:, None, None] * velocity
     poses[..., 2] = rows[:, 3]

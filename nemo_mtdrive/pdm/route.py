@@ -1,8 +1,8 @@
 """The route to be followed: which lanes it is made of, and the centreline along which progress counts.
 
-As nuPlan's PDM planners do it: the given roadblocks are corrected (a start off the route, gaps, loops), the ego's lane is
-chosen among theirs, and a shortest path through them gives the centreline. A scene without a usable route follows the
-nearest lane and its straightest successors; without lanes, the ego's heading.
+As nuPlan's PDM planners do it: the given roadblocks are corrected (a start off the route, gaps, loops), the ego's lane
+is chosen among theirs, and a shortest path through them gives the centreline. A scene without a usable route follows
+the nearest lane and its straightest successors; without lanes, the ego's heading.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Route:
 
 
 def lane_path(lane: Lane) -> Array:
-    """[n, 3] vertices of a lane's centreline with the heading to the next one; the last repeats the heading before it."""
+    """[n, 3] vertices of a lane's centreline with the heading to the next one; the last repeats the one before it."""
     steps = np.diff(lane.centerline, axis=0)
     heading = np.arctan2(steps[:, 1], steps[:, 0])
     return np.column_stack([lane.centerline, np.append(heading, heading[-1:])])
@@ -58,6 +58,11 @@ class _RoadGraph:
 
     def lanes_of(self, block: Roadblock) -> list[Lane]:
         return [self.lanes[lane_id] for lane_id in block.lane_ids if lane_id in self.lanes]
+
+    def route(self, lane_ids: Sequence[str], followed: Sequence[str]) -> Route:
+        """A route over lanes whose centreline is that of the lanes followed, one after another."""
+        centerline = np.concatenate([self.paths[lane_id] for lane_id in followed])
+        return Route(tuple(lane_ids), centerline, self.lanes[followed[0]].speed_limit_mps)
 
     def nearest(self, lane_id: str, pose: Array) -> tuple[float, float]:
         """Distance [m] and heading error [rad] of the pose to the nearest vertex of a lane's centreline."""
@@ -77,8 +82,10 @@ def _trace(parents: Mapping[tuple[str, int], str | None], end: str, length: int)
     return path[::-1]
 
 
-def _search_blocks(graph: _RoadGraph, start: str, targets: Sequence[str], depth: int, *, forward: bool) -> list[str] | None:
-    """Breadth-first path of roadblock ids from start to any target, at most `depth` long; in the order of the search."""
+def _search_blocks(
+    graph: _RoadGraph, start: str, targets: Sequence[str], depth: int, *, forward: bool
+) -> list[str] | None:
+    """Breadth-first path of roadblock ids from start to any target, at most `depth` long, in the search's order."""
     parents: dict[tuple[str, int], str | None] = {(start, 1): None}
     level = deque([start])
     for length in range(1, depth + 1):
@@ -98,7 +105,7 @@ def _search_blocks(graph: _RoadGraph, start: str, targets: Sequence[str], depth:
 
 
 def _starting_blocks(graph: _RoadGraph, pose: Array, route: Sequence[str]) -> tuple[str, list[str]]:
-    """The roadblock where the ego most likely is, and the candidates of the same rank; those of the route come first."""
+    """The roadblock where the ego most likely is, and all candidates of its rank; those of the route rank first."""
     square, point = square_around(pose, _NEAR_M), shapely.Point(pose[:2])
     kinds = [[b for b in graph.blocks.values() if (b.kind == "roadblock") == plain] for plain in (True, False)]
     near = [b for blocks in kinds for b in blocks if polygon_of(b.polygon).intersects(square)]
@@ -119,7 +126,7 @@ def _starting_blocks(graph: _RoadGraph, pose: Array, route: Sequence[str]) -> tu
 
 
 def _join_route(graph: _RoadGraph, pose: Array, route: list[str]) -> list[str]:
-    """A route that starts where the ego is: led up to from behind, or else left for a way to one of its first blocks."""
+    """A route that starts where the ego is: led up to from behind, or left for a way to one of its first blocks."""
     start, candidates = _starting_blocks(graph, pose, route)
     if start in route:
         return route
@@ -135,7 +142,7 @@ def _join_route(graph: _RoadGraph, pose: Array, route: list[str]) -> list[str]:
 def _fill_gaps(graph: _RoadGraph, route: list[str]) -> list[str]:
     """The route with missing roadblocks put between those that are not linked."""
     filled: list[str] = []
-    for block, after in zip(route, route[1:] + [""], strict=True):
+    for block, after in zip(route, [*route[1:], ""], strict=True):
         filled.append(block)
         if not after or block in graph.blocks[after].incoming:
             continue
@@ -160,11 +167,12 @@ def _cut_loops(graph: _RoadGraph, route: list[str]) -> list[str]:
 
 
 def _starting_lane(graph: _RoadGraph, scene: Scene, drivable: DrivableMap, lane_ids: Sequence[str]) -> str:
-    """The lane of the route that the rear axle is on, best heading first; else the one that the box is in or nearest to."""
+    """The lane of the route under the rear axle, best heading first; else the one the box is in or nearest to."""
     pose, vehicle = scene.ego.rear_axle_pose, scene.ego.vehicle
     tree = shapely.STRtree(drivable.polygons, node_capacity=10)
     known = set(lane_ids)
-    on = [drivable.ids[i] for i in tree.query(shapely.Point(pose[:2]), predicate="intersects") if drivable.ids[i] in known]
+    under = [drivable.ids[i] for i in tree.query(shapely.Point(pose[:2]), predicate="intersects")]
+    on = [lane_id for lane_id in under if lane_id in known]
     if on:
         return on[int(np.argmin([graph.nearest(lane_id, pose)[1] for lane_id in on]))]
     center = ego_center(scene.ego)
@@ -222,16 +230,16 @@ def _given_route(graph: _RoadGraph, scene: Scene, drivable: DrivableMap, blocks:
     block = graph.lanes[start].roadblock_id
     first = route_blocks.index(block) if block in route_blocks else 0
     goal = route_blocks[first:first + _PLANNED_BLOCKS][-1]
-    path = _shortest_lanes(graph, start, lane_ids, goal)
-    return Route(tuple(lane_ids), np.concatenate([graph.paths[name] for name in path]), graph.lanes[start].speed_limit_mps)
+    return graph.route(lane_ids, _shortest_lanes(graph, start, lane_ids, goal))
 
 
 def _nearest_lane_route(graph: _RoadGraph, pose: Array) -> Route:
     """The nearest lane that runs the ego's way, and its straightest successors for some 200 m."""
-    errors = {lane_id: graph.nearest(lane_id, pose) for lane_id in graph.lanes}
-    aligned = {name: error for name, error in errors.items() if error[1] < np.pi / 2} or errors
-    lane_id = min(aligned, key=lambda name: aligned[name])
-    names, length = [lane_id], 0.0
+    aligned = [lane_id for lane_id in graph.lanes if graph.nearest(lane_id, pose)[1] < _MAX_HEADING_ERROR]
+    point = shapely.Point(pose[:2])
+    lines = {name: shapely.LineString(graph.lanes[name].centerline) for name in aligned or graph.lanes}
+    distances = {name: line.distance(point) for name, line in lines.items()}
+    names, length = [min(distances, key=lambda name: distances[name])], 0.0
     while length < _FREE_ROUTE_M:
         path = graph.paths[names[-1]]
         length += float(np.linalg.norm(np.diff(path[:, :2], axis=0), axis=1).sum())
@@ -239,7 +247,7 @@ def _nearest_lane_route(graph: _RoadGraph, pose: Array) -> Route:
         if not following:
             break
         names.append(min(following, key=lambda after: abs(float(wrap_angle(graph.paths[after][-1, 2] - path[-1, 2])))))
-    return Route(tuple(names), np.concatenate([graph.paths[name] for name in names]), graph.lanes[lane_id].speed_limit_mps)
+    return graph.route(names, names)
 
 
 def _straight_ahead(pose: Array) -> Route:
@@ -253,6 +261,7 @@ def find_route(scene: Scene, drivable: DrivableMap) -> Route:
     graph = _RoadGraph(scene.map)
     blocks: Mapping[str, None] = {name: None for name in scene.route_roadblock_ids if name in graph.blocks}
     route = _given_route(graph, scene, drivable, list(blocks)) if blocks else None
-    if route is None:
-        route = _nearest_lane_route(graph, scene.ego.rear_axle_pose) if graph.lanes else _straight_ahead(scene.ego.rear_axle_pose)
-    return route
+    if route is not None:
+        return route
+    pose = scene.ego.rear_axle_pose
+    return _nearest_lane_route(graph, pose) if graph.lanes else _straight_ahead(pose)

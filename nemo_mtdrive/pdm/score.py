@@ -94,7 +94,7 @@ def measure(states: Array, vehicle: Vehicle, drivable: DrivableMap, on_route: ND
 
 
 def ego_progress(measured: Measured, best_m: Array | float) -> Array:
-    """EP [B] against the clean progress of the best, itself included: its share, or 1 (0 if not clean) where all are slow."""
+    """EP [B]: the share of the best clean progress, its own included; where all are slow, 1, or 0 if not clean."""
     best = np.maximum(measured.clean_progress_m, best_m)
     share = measured.clean_progress_m / np.maximum(best, PROGRESS_THRESHOLD_M)
     return np.where(best > PROGRESS_THRESHOLD_M, share, (measured.penalty > 0.0).astype(np.float64))
@@ -102,7 +102,8 @@ def ego_progress(measured: Measured, best_m: Array | float) -> Array:
 
 def pdm_score(measured: Measured, progress: Array) -> Array:
     """PDMS [B], Eq. 1."""
-    weighted = EP_WEIGHT * progress + TTC_WEIGHT * measured.collisions.time_to_collision + COMFORT_WEIGHT * measured.comfort
+    time_to_collision = measured.collisions.time_to_collision
+    weighted = EP_WEIGHT * progress + TTC_WEIGHT * time_to_collision + COMFORT_WEIGHT * measured.comfort
     return measured.penalty * (weighted / (EP_WEIGHT + TTC_WEIGHT + COMFORT_WEIGHT))
 
 

@@ -30,7 +30,7 @@ STEPS_PER_POINT = 5
 """States between two points of a trajectory."""
 
 X, Y, HEADING, VX, VY, AX, AY, STEERING, STEERING_RATE, YAW_RATE, YAW_ACCELERATION = range(11)
-"""Columns of a state: rear axle in the map frame [m, rad]; velocity, acceleration in its own [m/s, m/s2]; [rad, 1/s]."""
+"""Columns of a state: rear axle in the map frame [m, rad]; velocity and acceleration in its own; angles and rates."""
 COLUMNS = 11
 
 FARTHEST_M = 1e6
@@ -48,8 +48,8 @@ _ACCELERATION_LAG, _STEERING_LAG, _MAX_STEERING = 0.2, 0.05, math.pi / 3.0
 def _speed_fit_matrix() -> Array:
     """[40, 40]: distances driven along the heading in each step [m] -> fitted speeds [m/s].
 
-    Meant as a penalty on jerk. In nuPlan and NAVSIM the difference matrix loses its upper diagonal but for the last row, so
-    accelerations themselves are penalised, and the last one only against the one before it. Scores depend on it: kept.
+    Meant as a penalty on jerk. In nuPlan and NAVSIM the difference matrix loses its upper diagonal but for the last
+    row, so accelerations themselves are penalised, the last one only against the one before it. Scores depend on it.
     """
     count = STEPS - 1
     penalised = np.eye(count - 2, count - 1)
@@ -77,9 +77,13 @@ def check_trajectories(trajectories: Array) -> Array:
     return array
 
 
+def _whole_us(seconds: Array, t0_us: int) -> NDArray[np.int64]:
+    return ((seconds + t0_us * 1e-6) * 1e6).astype(np.int64)
+
+
 def sample_times_us(t0_us: int) -> NDArray[np.int64]:
-    """[41] when a reference is sampled. NAVSIM cuts float seconds to microseconds, so with a real clock some are 1 us early."""
-    return ((np.arange(STEPS) * STEP_S + t0_us * 1e-6) * 1e6).astype(np.int64).clip(t0_us)
+    """[41] when a reference is sampled [us]; float seconds cut to microseconds, so with a real clock some are early."""
+    return _whole_us(np.arange(STEPS) * STEP_S, t0_us).clip(t0_us)
 
 
 def interpolate_poses(poses: Array, times_us: NDArray[np.int64], at_us: NDArray[np.int64]) -> Array:
@@ -90,7 +94,7 @@ def interpolate_poses(poses: Array, times_us: NDArray[np.int64], at_us: NDArray[
     before = after - 1
     slopes = (unwrapped[:, after] - unwrapped[:, before]) / (times_us[after] - times_us[before])[:, None]
     result = slopes * (at_us - times_us[before])[:, None] + unwrapped[:, before]
-    # Into [-pi, pi): a reference straight backwards must have -pi, or the tracker turns to the other side than NAVSIM's.
+    # Into [-pi, pi): a reference straight backwards must have -pi, or the tracker turns to the other side.
     result[..., 2] = (result[..., 2] + np.pi) % (2.0 * np.pi) - np.pi
     return result
 
@@ -114,7 +118,7 @@ def reference_poses(trajectories: Array, ego_pose: Array, t0_us: int = 0) -> Arr
     poses[:, 1:] = to_map_frame(points, ego_pose)
     poses[:, :, 2] = wrap_angle(poses[:, :, 2])
     at_us = sample_times_us(t0_us)
-    times_us = np.append(t0_us, ((np.arange(1, TRAJECTORY_POINTS + 1) * TRAJECTORY_STEP_S + t0_us * 1e-6) * 1e6).astype(np.int64))
+    times_us = np.append(t0_us, _whole_us(np.arange(1, TRAJECTORY_POINTS + 1) * TRAJECTORY_STEP_S, t0_us))
     return interpolate_poses(poses, times_us, at_us.clip(times_us[0], times_us[-1]))
 
 
@@ -128,11 +132,11 @@ def initial_state(ego: Ego) -> Array:
 
 
 @njit(cache=True)
-def _fit_curvature(turns, speeds, out):
+def _fit_curvature(turns: Array, speeds: Array, out: Array) -> None:
     """Curvatures [1/m] for heading changes [n] at speeds [n], their rate penalised; out [n].
 
-    Minimises sum (dt v_k c_k - turn_k)^2 + p sum ((c_k - c_k-1)/dt)^2 + p0 c_0^2: a tridiagonal system, divided by p/dt^2
-    and eliminated from its end. excess[k] is the pivot less 1, a sum of positive terms.
+    Minimises sum (dt v_k c_k - turn_k)^2 + p sum ((c_k - c_k-1)/dt)^2 + p0 c_0^2: a tridiagonal system, divided by
+    p/dt^2 and eliminated from its end. excess[k] is the pivot less 1, a sum of positive terms.
     """
     count = len(turns)
     scale = STEP_S * STEP_S / _CURVATURE_RATE_PENALTY
@@ -149,7 +153,10 @@ def _fit_curvature(turns, speeds, out):
 
 
 @njit(cache=True)
-def _steering_rate(lateral, heading, steering, speed, acceleration, curvatures, step, wheel_base):
+def _steering_rate(
+    lateral: float, heading: float, steering: float, speed: float, acceleration: float, curvatures: Array, step: int,
+    wheel_base: float,
+) -> float:
     """Steering rate [rad/s] held for 1 s that best removes the lateral and heading error at its end (one-step LQR)."""
     last = len(curvatures) - 1
     gain_lateral = gain_heading = gain_steering = 0.0
@@ -157,7 +164,8 @@ def _steering_rate(lateral, heading, steering, speed, acceleration, curvatures, 
         travelled = (speed + k * acceleration * STEP_S) * STEP_S
         curvature = curvatures[min(step + k, last)]
         lateral, heading = lateral + travelled * heading, heading + travelled * (steering / wheel_base - curvature)
-        gain_lateral, gain_heading = gain_lateral + travelled * gain_heading, gain_heading + travelled * gain_steering / wheel_base
+        gain_lateral += travelled * gain_heading
+        gain_heading += travelled * gain_steering / wheel_base
         gain_steering += STEP_S
     heading = math.atan2(math.sin(heading), math.cos(heading))
     weighted = _LATERAL_WEIGHT * gain_lateral * lateral + _HEADING_WEIGHT * gain_heading * heading
@@ -165,10 +173,11 @@ def _steering_rate(lateral, heading, steering, speed, acceleration, curvatures, 
 
 
 @njit(cache=True)
-def _drive(reference, start, wheel_base, speed_fit):
+def _drive(reference: Array, start: Array, wheel_base: float, speed_fit: Array) -> Array:
     """Simulate every reference [B, 41, 3] from the start state [11]; returns states [B, 41, 11]."""
     states = np.zeros((reference.shape[0], STEPS, COLUMNS))
-    driven, turns, speeds, curvatures = np.empty(STEPS - 1), np.empty(STEPS - 1), np.empty(STEPS - 1), np.empty(STEPS - 1)
+    driven, turns = np.empty(STEPS - 1), np.empty(STEPS - 1)
+    speeds, curvatures = np.empty(STEPS - 1), np.empty(STEPS - 1)
     horizon_s = _HORIZON * STEP_S
     for b in range(reference.shape[0]):
         path = reference[b]
@@ -202,7 +211,7 @@ def _drive(reference, start, wheel_base, speed_fit):
 
 
 @njit(cache=True)
-def _advance(now, acceleration, steering_rate, wheel_base, after):
+def _advance(now: Array, acceleration: float, steering_rate: float, wheel_base: float, after: Array) -> None:
     """One Euler step of the kinematic bicycle under commands that arrive with a first-order lag; writes after [11]."""
     lagged = STEP_S / (STEP_S + _ACCELERATION_LAG) * (acceleration - now[AX]) + now[AX]
     turned = STEP_S / (STEP_S + _STEERING_LAG) * (STEP_S * steering_rate)
