@@ -120,7 +120,8 @@ def turns_figure(excerpt: SceneExcerpt | None, image: NDArray[np.uint8] | None, 
         return figure.add_axes((left / total_width, bottom / total_height, width / total_width, tall / total_height))
 
     for number, turn in enumerate(shown):
-        axes = place(0.06, 0.36 + height - (number + 1) * each - number * 0.12, camera_width, each)
+        drop = (number + 1) * each + number * 0.12 if len(shown) > 1 else (height + each) / 2
+        axes = place(0.06, 0.36 + height - drop, camera_width, each)
         draw_camera(axes, image, excerpt, turn)
         axes.set_aspect("auto")
         axes.text(0.02, 0.95, f"turn {turn['index'] + 1}", transform=axes.transAxes, va="top", fontsize=8,

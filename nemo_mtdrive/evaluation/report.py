@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -31,8 +32,8 @@ from nemo_mtdrive.evaluation.run_files import (
     read_run,
 )
 
-MAX_IMAGE_WIDTH = 960
-"""Wider pictures are shrunk and become JPEG in the page."""
+MAX_PNG_BYTES = 150_000
+"""Larger pictures become JPEG in the page."""
 SCORES = ("NC", "DAC", "TTC", "C", "EP")
 CONFIG_KEYS = (
     ("scenes", "scenes.source"), ("training scenes", "scenes.count"), ("held out", "scenes.held_out"),
@@ -84,7 +85,7 @@ def render(run: RunFiles) -> str:
         number=tables.format_value,
         kinds=_kinds(run.summary),
         by_turn=_by_turn(run.summary),
-        headline=[_curve(chart) for chart in curves if chart.headline],
+        headline=[_curve(chart) for chart in [*_validation(run), *curves] if chart.headline],
         others=[_curve(chart) for chart in curves if not chart.headline],
         purposes=list(dict.fromkeys(card["purpose"] for card in cards)),
         scene_kinds=sorted({card["kind"] for card in cards}),
@@ -188,6 +189,25 @@ def _by_turn(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     return _curve(charts.Chart("PDMS after at most n turns", "held-out scenes", lines, False, True)) if lines else None
 
 
+def _validation(run: RunFiles) -> list[charts.Chart]:
+    """PDMS of held-out scenes over RL steps, where a run was validated in between; SFT's result is step 0."""
+    summary = run.summary
+    parts = {int(match[1]): part for name, part in tables.parts_of(summary).items()
+             if (match := re.fullmatch(r"rl_step_(\d+)", name))}
+    if not parts:
+        return []
+    start = next((summary[name] for name in ("before_rl", "after_sft") if name in summary), None)
+    if start is not None:
+        parts[0] = start
+    if "after_rl" in summary:
+        last = max((line["step"] + 1 for line in run.metrics if line["phase"] == "rl"), default=0)
+        parts.setdefault(max(last, *parts), summary["after_rl"])
+    points = sorted(parts.items())
+    series = tuple(charts.Series(turn, tuple((step, part[turn]["PDMS"]) for step, part in points))
+                   for turn in ("last_turn", "turn_1"))
+    return [charts.Chart("PDMS on held-out scenes", "rl", series, False, True)]
+
+
 def _curve(chart: charts.Chart) -> dict[str, Any]:
     return {"title": chart.title, "phase": chart.phase, "svg": charts.draw(chart), "legend": charts.legend(chart)}
 
@@ -226,9 +246,7 @@ def _card(episode: RecordedEpisode, purpose: str, step: int, number: int, symbol
 
 
 def _data_uri(image: NDArray[np.uint8], file: Path) -> str:
-    height, width = image.shape[:2]
-    if width <= MAX_IMAGE_WIDTH:
+    if file.stat().st_size <= MAX_PNG_BYTES:
         return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
-    small = cv2.resize(image, (MAX_IMAGE_WIDTH, round(height * MAX_IMAGE_WIDTH / width)), interpolation=cv2.INTER_AREA)
-    _, jpeg = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+    _, jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
     return "data:image/jpeg;base64," + base64.b64encode(jpeg.tobytes()).decode()

@@ -1,7 +1,7 @@
 """Recorded episodes: the dumps that the report shows and that people read with `jq`.
 
     run_dir/rollouts/PURPOSE-STEP.jsonl   one episode a line (`RECORD_SCHEMA`)
-    run_dir/rollouts/images/KEY.png       each front image once, by its content key
+    run_dir/rollouts/images/KEY.png       each front image once, by its content key; at most `PICTURE_WIDTH` wide
     run_dir/rollouts/scenes/KEY.json      each scene's excerpt once, by its content
 
 A JSONL file is written whole or not at all, after the images and scenes that it names.
@@ -28,6 +28,8 @@ from nemo_mtdrive.types import Episode, Turn
 
 RECORD_SCHEMA = "nemo-mtdrive-rollout/1"
 ROLLOUTS = "rollouts"
+PICTURE_WIDTH = 640
+"""Wider images are shrunk: the dump is for looking, and 300 steps of full-size PNGs would be gigabytes."""
 _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _FILE = re.compile(r"(?P<purpose>.+)-(?P<step>\d{6,})\.jsonl")
 
@@ -107,9 +109,11 @@ class EpisodeRecorder:
     def _save_image(self, key: str, image: NDArray[np.uint8]) -> str:
         name = f"images/{_file_name(key, 'image key')}.png"
         if not (self.directory / name).exists():
-            done, png = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
-            if not done:
-                raise ValueError(f"image {key}: shape {image.shape} {image.dtype} cannot be written as PNG")
+            height, width = image.shape[:2]
+            if width > PICTURE_WIDTH:
+                size = (PICTURE_WIDTH, round(height * PICTURE_WIDTH / width))
+                image = cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+            _, png = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
             _write(self.directory / name, png.tobytes())
         return name
 

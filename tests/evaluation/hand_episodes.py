@@ -25,4 +25,5 @@ def make_turn(index: int, pdms: float | None, *, nc: float = 1.0, dac: float = 1
 def make_episode(scene_id: str, *turns: Turn, index: int = 0, valid: bool = True, image: str = "none") -> Episode:
     """An episode of these turns."""
     return Episode(f"after_rl/0/{scene_id}/{index}", scene_id, index, 1, 1, np.zeros(4, np.int32),
-                   np.zeros(4, np.int16), np.zeros(4, np.float32), (image,), ((1, 8, 16),), turns, valid, "clean" if valid else "error: lost")
+                   np.zeros(4, np.int16), np.zeros(4, np.float32), (image,), ((1, 8, 16),), turns, valid,
+                   "clean" if valid else "error: lost")

@@ -136,12 +136,22 @@ def test_a_reference_out_of_the_run_is_refused(run_dir: Path, tmp_path: Path) ->
         write_report(run_dir)
 
 
-def test_wide_pictures_are_shrunk(run_dir: Path) -> None:
+def test_large_pictures_are_jpeg_in_the_page(run_dir: Path) -> None:
     (image,) = (run_dir / "rollouts" / "images").iterdir()
-    cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 255, (1092, 1932, 3), dtype=np.uint8))
+    cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 255, (320, 640, 3), dtype=np.uint8))
     html = write_report(run_dir).read_text()
     assert "data:image/jpeg;base64," in html and "data:image/png" not in html
-    assert 'viewBox="0 0 1932 1092"' in html
+    assert 'class="overlay" viewBox="0 0 640 320"' in html
+
+
+def test_validation_between_steps_is_a_curve(run_dir: Path) -> None:
+    summary = json.loads((run_dir / "summary.json").read_text())
+    (run_dir / "summary.json").write_text(json.dumps(summary | {"rl_step_2": summary["after_rl"]}))
+    html = write_report(run_dir).read_text()
+    data = next(json.loads(a["data-chart"] or "") for t, a in Page(html).elements
+                if a.get("aria-label") == "PDMS on held-out scenes")
+    # after_sft is step 0; the metrics of the run end with step 2, so after_rl is step 3
+    assert data["series"][0] == {"name": "last turn", "points": [[0, 0.0], [2, 45.0], [3, 45.0]]}
 
 
 def test_the_readme_picture_is_the_episode_that_improved(run_dir: Path) -> None:

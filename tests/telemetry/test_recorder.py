@@ -50,6 +50,13 @@ def test_a_record_is_complete_and_reads_back(tmp_path: Path, scene: Scene) -> No
     assert first["scene"] == records[2]["scene"]
 
 
+def test_large_images_are_shrunk_for_looking(tmp_path: Path) -> None:
+    path = EpisodeRecorder(tmp_path, max_episodes=1, with_tokens=False).record(
+        0, "train", [episode("a", 0)], prompts={}, images={"key0": np.full((1092, 1932, 3), 90, np.uint8)}, scenes={})
+    assert path is not None
+    assert cv2.imread(str(path.parent / "images" / "key0.png")).shape == (362, 640, 3)
+
+
 def test_tokens_only_when_asked_and_never_nan(tmp_path: Path) -> None:
     path = EpisodeRecorder(tmp_path, max_episodes=1, with_tokens=True).record(
         0, "train", [episode("a", 0)], prompts={}, images={}, scenes={})
