@@ -3,7 +3,7 @@
     worker -> trainer   ready | heartbeat | progress | done | weights_loaded | failed
     trainer -> worker   tasks | weights | ping | stop
 
-One msgpack map a message, in one ZeroMQ frame. A message with another version, type or field is refused.
+One msgpack map a message, in one ZeroMQ frame. A message of another schema, type or fields is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import msgpack
 
 from nemo_mtdrive.types import RolloutTask
 
-VERSION = 1
+SCHEMA = 1
+"""Number of this schema; a message carries it as `schema`."""
 LARGEST_MESSAGE = 16 << 20
 """Bytes; a step's tasks or a manifest of weights take far less."""
 
@@ -64,7 +65,7 @@ class Message:
 def encode(kind: str, **fields: Any) -> bytes:
     """The bytes of a message. Raises ControlError for fields that the schema does not have."""
     _check(kind, fields)
-    return bytes(msgpack.packb({"version": VERSION, "type": kind, **fields}))
+    return bytes(msgpack.packb({"schema": SCHEMA, "type": kind, **fields}))
 
 
 def decode(frame: bytes) -> Message:
@@ -77,9 +78,9 @@ def decode(frame: bytes) -> Message:
         raise ControlError(f"a control message that is not msgpack: {error}") from error
     if not isinstance(found, dict):
         raise ControlError(f"a control message is a map, got {type(found).__name__}")
-    version, kind = found.pop("version", None), found.pop("type", None)
-    if version != VERSION:
-        raise ControlError(f"control message version {version!r}: this side speaks {VERSION}; run one release")
+    schema, kind = found.pop("schema", None), found.pop("type", None)
+    if schema != SCHEMA:
+        raise ControlError(f"control message schema {schema!r}: this side speaks {SCHEMA}; run one release")
     _check(kind, found)
     return Message(kind, found)
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 
 from nemo_mtdrive.dialogue.conversation import mrope_positions
 from nemo_mtdrive.rollout.decoding import Decoding
@@ -23,6 +22,9 @@ from nemo_mtdrive.rollout.native_cache import SlotCache
 from nemo_mtdrive.rollout.native_model import NativeModel
 from nemo_mtdrive.rollout.sampling import uniforms
 from nemo_mtdrive.transfer.images import grid_of, patchify
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLConfig
 
 
 @dataclass

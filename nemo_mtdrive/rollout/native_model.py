@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from nemo_mtdrive.rollout.engine import EngineError
 from nemo_mtdrive.rollout.native_cache import SlotCache
+from nemo_mtdrive.torchvision_ops import declare_torchvision_operators
+
+if TYPE_CHECKING:
+    from transformers import Qwen2_5_VLConfig
 
 LENGTH_FREE_ROPES = ("default", "linear", "yarn")
 """Rotary kinds whose frequencies do not change with the length of the sequence, as a kept cache needs."""
@@ -44,6 +45,11 @@ class NativeModel:
         self, config: Qwen2_5_VLConfig | Mapping[str, Any], max_context: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         """`config`: HF's config or its JSON as a dict. Raises EngineError for what the decoder does not cover."""
+        declare_torchvision_operators()  # transformers imports torchvision; so its imports are here, behind this line
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+        from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
+        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
         if not isinstance(config, Qwen2_5_VLConfig):
             config = Qwen2_5_VLConfig.from_dict(dict(config))
         self.config = config
@@ -73,7 +79,8 @@ class NativeModel:
             for _ in range(config.num_hidden_layers)
         ]
         # an image takes at most as many positions as tokens, so no position reaches max_context
-        self._cos, self._sin = self._rotary_table(max_context)
+        kind = config.rope_scaling.get("rope_type", "default")
+        self._cos, self._sin = self._rotary_table(*ROPE_INIT_FUNCTIONS[kind](config, device), max_context)
         sections = torch.tensor(config.rope_scaling["mrope_section"])
         self._axis = torch.arange(3).repeat_interleave(sections).repeat(2).to(device)
         """[head_dim] 0, 1, 2: whether a dimension turns with the time, height or width position."""
@@ -142,10 +149,8 @@ class NativeModel:
         picked = positions[self._axis].permute(1, 2, 0)  # [B, M, head_dim]
         return self._cos[picked, column].unsqueeze(2), self._sin[picked, column].unsqueeze(2)
 
-    def _rotary_table(self, length: int) -> tuple[Tensor, Tensor]:
+    def _rotary_table(self, frequencies: Tensor, scale: float, length: int) -> tuple[Tensor, Tensor]:
         """[length, head_dim] cos and sin; sin carries the sign of HF's rotate_half in its first half."""
-        kind = (self.config.rope_scaling or {}).get("rope_type", "default")
-        frequencies, scale = ROPE_INIT_FUNCTIONS[kind](self.config, self.device)
         angles = torch.outer(torch.arange(length, device=self.device, dtype=torch.float32), frequencies.float())
         cos, sin = angles.cos() * scale, angles.sin() * scale
         return torch.cat((cos, cos), -1).to(self.dtype), torch.cat((-sin, sin), -1).to(self.dtype)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from nemo_mtdrive.dialogue.conversation import Conversation
 from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
 from nemo_mtdrive.rollout.native import NativeEngine
+from nemo_mtdrive.torchvision_ops import declare_torchvision_operators
 from nemo_mtdrive.transfer.images import grid_of, patchify
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def tokenizer() -> Tokenizer:
 
 def build_reference(config: dict[str, Any], scale: float, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
     """HF's model with random weights; a larger scale makes its distributions sharper."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration  # after nemo_mtdrive.rollout
+    declare_torchvision_operators()
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(dict(config))).eval()
     generator = torch.Generator().manual_seed(seed)

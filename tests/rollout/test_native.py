@@ -156,7 +156,7 @@ def test_an_answer_ends_with_the_stop_token_or_at_the_limit(engine, tokenizer, r
 def test_forbidden_tokens_are_never_sampled_and_logprobs_stay_raw(tokenizer):
     """A model that wants little but image marks: they never come, and log p is that of the unmasked model."""
     model = build_reference(small_config(tokenizer), scale=0.15)
-    model.lm_head.weight.data[tokenizer.forbidden] *= 4
+    model.lm_head.weight.data[tokenizer.forbidden] *= 10
     engine = build_engine(small_config(tokenizer), tokenizer, model.state_dict())
     prompt, image = open_one(engine, tokenizer)
     names = [f"s{i}" for i in range(8)]
@@ -167,7 +167,7 @@ def test_forbidden_tokens_are_never_sampled_and_logprobs_stay_raw(tokenizer):
         for answer in answers.values():
             assert not np.isin(answer.tokens, tokenizer.forbidden).any()
             scored = teacher_forced(model, np.concatenate((prompt, answer.tokens)), image)[len(prompt) :]
-            np.testing.assert_allclose(answer.logprobs, scored, atol=2e-5)
+            np.testing.assert_allclose(answer.logprobs, scored, atol=1e-4)
             assert answer.logprobs.mean() < -12  # raw: most of the probability lies on the masked tokens
 
 
