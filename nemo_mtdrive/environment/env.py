@@ -63,7 +63,7 @@ class SceneSource(Protocol):
         ...
 
     def load(self, scene_id: str) -> Scene:
-        """The scene; KeyError when there is none of this id."""
+        """The scene; KeyError when there is none of this id, SceneError when it cannot be used."""
         ...
 
     def image(self, scene_id: str) -> NDArray[np.uint8]:
@@ -154,7 +154,7 @@ class DrivingEnvironment:
 
         Raises:
             UnknownScene: the source has no such scene.
-            EpisodeError: the scene can be scored but not driven (no history or command).
+            EpisodeError: the scene can be scored but not driven (no history or command), or its file cannot be used.
         """
         with self._lock:
             opened, image = self._open(scene_id, want_image)
@@ -225,12 +225,11 @@ class DrivingEnvironment:
             return opened, None
         try:
             scene = opened.scene if opened else self.scenes.load(scene_id)
+            if scene.history is None or scene.command is None:
+                raise EpisodeError(f"scene {scene_id!r}: no history or command, so it can be scored but not driven")
+            image = self.scenes.image(scene_id)
         except KeyError as error:
             raise UnknownScene(f"scene {scene_id!r}: the source has no such scene") from error
-        if scene.history is None or scene.command is None:
-            raise EpisodeError(f"scene {scene_id!r}: no history or command, so it can be scored but not driven")
-        try:
-            image = self.scenes.image(scene_id)
         except SceneError as error:
             raise EpisodeError(f"scene {scene_id!r}: {error}") from error
         if opened is None:
