@@ -190,4 +190,5 @@ def _legend(figure: Figure, width: float, height: float) -> None:
     handles = [Line2D([], [], linestyle=line, marker=marker, color=colour, markersize=6, label=label,
                       markeredgewidth=2.2 if marker == "x" else 1.0) for line, marker, colour, label in entries]
     figure.legend(handles=handles, loc="center left", bbox_to_anchor=(0.02 / width, 0.16 / height), ncols=len(handles),
-                  frameon=False, fontsize=min(7.5, 1.05 * width), labelcolor=COLOURS["dim"], handletextpad=0.5, columnspacing=1.4)
+                  frameon=False, fontsize=min(7.5, 1.05 * width), labelcolor=COLOURS["dim"], handletextpad=0.5,
+                  columnspacing=1.4)
