@@ -22,8 +22,8 @@ from nemo_mtdrive.driving.scene import Area, Array, SceneMap
 CROSSWALK_WIDTH = 3.0
 SHOULDER_M = (0.7, 1.6)
 """Paved width beside the outer lanes of plain roads (a car park in the map's terms: drivable, but no lane)."""
-STEP = 2.0
-"""Spacing of the map's vertices [m]."""
+STEP, BEND_STEP = 3.0, 1.5
+"""Spacing of the map's vertices on straight lines and in bends [m]."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _plain(kind: str, rng: np.random.Generator, origin: Array, heading: float, t
         angle = float(rng.uniform(0.6, 1.7) * rng.choice([-1.0, 1.0]))
         # the radius at the bend's middle; the inside must stay wider than the lanes
         radius = lanes * width + float(rng.uniform(17.0, 60.0))
-        arc = moved(bend(abs(angle) * radius * 1.43, angle, STEP), np.array([before, 0.0]), 0.0)
+        arc = moved(bend(abs(angle) * radius * 1.43, angle, BEND_STEP), np.array([before, 0.0]), 0.0)
         tail = straight(arc[-1], arc[-1] + 170.0 * heading_vector(angle), STEP)
         line = np.vstack([straight(np.zeros(2), arc[0], STEP)[:-1], arc[:-1], tail])
     line = moved(line, origin, heading)
@@ -107,7 +107,9 @@ def _plain(kind: str, rng: np.random.Generator, origin: Array, heading: float, t
               for approach, block, ids in ((0, "F", forward), (2, "B", backward)) for i, lane in enumerate(ids)]
     walks: tuple[Crosswalk, ...] = ()
     if crosswalk:
-        walks = (_crosswalk(builder, line, int(rng.uniform(before, before + 40.0) / STEP), lanes * width, arm=0),)
+        along = np.concatenate([[0.0], np.cumsum(np.sqrt((np.diff(line, axis=0) ** 2).sum(1)))])
+        index = int(np.searchsorted(along, rng.uniform(before, before + 40.0)))
+        walks = (_crosswalk(builder, line, index, lanes * width, arm=0),)
     return Road(kind, builder.build(), tuple(routes), walks, limit, width, before if kind == "curve" else 0.0)
 
 

@@ -101,11 +101,11 @@ class Casting:
                 ahead = speed * WARM_UP_S * 0.85 + float(rng.uniform(-4.0, 24.0))
             start = route.stop - EXPERT_BODY.front - ahead
         else:
-            speed = self.speed * float(rng.choice([rng.uniform(0.15, 0.5), rng.uniform(0.7, 1.05)], p=[0.3, 0.7]))
+            speed = self.speed * float(rng.choice([rng.uniform(0.15, 0.5), rng.uniform(0.7, 1.05)], p=[0.2, 0.8]))
             at_zero = road.bend_start + float(rng.uniform(-35.0, 25.0)) if road.kind == "curve" else float(
                 rng.uniform(115.0, 150.0))
             start = at_zero - speed * WARM_UP_S
-            if self.situation == "free" and rng.random() < (0.15 if road.kind == "curve" else 0.3):
+            if self.situation == "free" and rng.random() < (0.1 if road.kind == "curve" else 0.2):
                 self.script = Script(hold_until=float(rng.uniform(-1.6, -0.2)))
                 start, speed = at_zero, 0.0
         return start, min(speed, float(self.path.speed[self.path.index(start)]))
@@ -138,8 +138,9 @@ class Casting:
         side = sides[int(rng.integers(len(sides)))]
         body = self._body()
         start = float(rng.uniform(-1.2, 1.0))
-        speed = expert.speed * float(rng.uniform(0.65, 0.95))
-        gap = float(rng.uniform(5.0, 11.0)) + (expert.speed - speed) * WARM_UP_S
+        speed = expert.speed * float(rng.uniform(0.7, 0.95))
+        # far enough ahead when it begins that nobody has to brake hard
+        gap = float(rng.uniform(3.0, 8.0)) + 0.45 * expert.speed + (expert.speed - speed) * (WARM_UP_S + start)
         script = Script(lateral=(side * self.road.lane_width, start, float(rng.uniform(2.2, 3.2))))
         style = Style(max(speed, 2.5), 1.2, 1.2, 2.0)
         self._add(expert.nose + gap + body.length - body.front, speed, route, style, body, script)

@@ -50,7 +50,8 @@ def paint_bodies(canvas: Canvas, scene: Scene) -> None:
 
 
 def _painter(canvas: Canvas, scene: Scene, track: Track, pose: Pose) -> Callable[[], None]:
-    seed = zlib.crc32(track.token.encode() + scene.scene_id.encode())
+    # the same in every scene of a log: its token and its size to the centimetre
+    seed = zlib.crc32(f"{track.token}{track.size[0]:.2f}".encode())
     if track.type == "vehicle":
         lit = is_braking(track) and not _parked(scene, track)
         return lambda: paint_vehicle(canvas, pose, track.size, seed, lit)

@@ -30,9 +30,11 @@ HISTORY_FRAMES, FUTURE_FRAMES, STRIDE = 20, 40, 5
 """Frames of 0.1 s before and after t = 0, and between two windows."""
 TRACK_FRAMES = 50
 TURN_M = 2.0
+MOVING_MPS = 0.5
 STANDING_MPS = 0.25
 """Annotated boxes tremble: below this speed they stand."""
 
+_PLACE, _TURN, _SIZE = ["tx_m", "ty_m", "tz_m"], ["qw", "qx", "qy", "qz"], ["length_m", "width_m", "height_m"]
 _TYPES = {
     "vehicle": "REGULAR_VEHICLE LARGE_VEHICLE BUS BOX_TRUCK TRUCK TRUCK_CAB VEHICULAR_TRAILER SCHOOL_BUS"
                " ARTICULATED_BUS RAILED_VEHICLE MESSAGE_BOARD_TRAILER TRAFFIC_LIGHT_TRAILER",
@@ -89,17 +91,15 @@ def read_log(folder: Path) -> Log:
         raise SceneError(f"{folder}: annotations at times without an ego pose; is the log whole?")
     times = (stamps - stamps[0]) / 1e9
     frames = poses.loc[stamps]
-    rotation, position = _rotations(frames), frames[["tx_m", "ty_m", "tz_m"]].to_numpy(dtype=np.float64)
+    rotation, position = _rotations(frames), frames[_PLACE].to_numpy(dtype=np.float64)
     heading = np.unwrap(np.arctan2(rotation[:, 1, 0], rotation[:, 0, 0]))
     ego = np.column_stack([position[:, :2], heading, _motion(position[:, :2], heading, times)])
-    tracks = tuple(_track(str(token), group, stamps, rotation, position, times)
-                   for token, group in boxes.groupby("track_uuid", sort=True))
-    return Log(folder.name, times, ego, tracks, read_map(folder / "map"))
+    return Log(folder.name, times, ego, _tracks_of(boxes, stamps, rotation, position, times), read_map(folder / "map"))
 
 
 def _rotations(frame: pd.DataFrame) -> Array:
     """[n, 3, 3] of unit quaternions."""
-    w, x, y, z = frame[["qw", "qx", "qy", "qz"]].to_numpy(dtype=np.float64).T
+    w, x, y, z = frame[_TURN].to_numpy(dtype=np.float64).T
     rows = [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
             2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
             2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]
@@ -122,22 +122,35 @@ def _motion(position: Array, heading: Array, times: Array) -> Array:
     return np.column_stack([forward, sideways, acceleration, forward * turning])
 
 
-def _track(token: str, group: pd.DataFrame, stamps: NDArray[np.int64], rotation: Array, position: Array,
-           times: Array) -> tuple[str, str, Array, NDArray[np.int64], Array]:
-    group = group.sort_values("timestamp_ns")
-    frames = np.searchsorted(stamps, group.timestamp_ns.to_numpy())
-    local = group[["tx_m", "ty_m", "tz_m"]].to_numpy(dtype=np.float64)
-    place = np.einsum("nij,nj->ni", rotation[frames], local) + position[frames]
-    turned = rotation[frames] @ _rotations(group)
+def _tracks_of(boxes: pd.DataFrame, stamps: NDArray[np.int64], rotation: Array, position: Array,
+               times: Array) -> tuple[tuple[str, str, Array, NDArray[np.int64], Array], ...]:
+    """The annotated boxes, track by track, moved from the ego's frame of their time to the city frame."""
+    boxes = boxes.sort_values(["track_uuid", "timestamp_ns"])
+    frames = np.searchsorted(stamps, boxes.timestamp_ns.to_numpy())
+    place = np.einsum("nij,nj->ni", rotation[frames], boxes[_PLACE].to_numpy(dtype=np.float64)) + position[frames]
+    turned = rotation[frames] @ _rotations(boxes)
     heading = np.arctan2(turned[:, 1, 0], turned[:, 0, 0])
-    velocity = np.zeros((len(frames), 2))
-    if len(frames) > 1:
-        velocity = np.gradient(place[:, :2], times[frames], axis=0)
-        velocity = np.column_stack([_smooth(velocity[:, 0]), _smooth(velocity[:, 1])])
-        velocity[np.hypot(velocity[:, 0], velocity[:, 1]) < STANDING_MPS] = 0.0
-    size = group[["length_m", "width_m", "height_m"]].median().to_numpy(dtype=np.float64)
-    kind = TRACK_TYPE_OF.get(str(group.category.iloc[0]), "generic_object")
-    return token, kind, size, frames, np.column_stack([place[:, :2], heading, velocity])
+    sizes = boxes[_SIZE].to_numpy(dtype=np.float64)
+    tokens, categories = boxes.track_uuid.to_numpy(), boxes.category.to_numpy()
+    starts = np.flatnonzero(np.concatenate([[True], tokens[1:] != tokens[:-1]])).tolist()
+    found = []
+    for start, stop in zip(starts, [*starts[1:], len(tokens)], strict=True):
+        part = slice(start, stop)
+        velocity = _velocity(place[part, :2], times[frames[part]])
+        rows = np.column_stack([place[part, :2], heading[part], velocity])
+        kind = TRACK_TYPE_OF.get(str(categories[start]), "generic_object")
+        found.append((str(tokens[start]), kind, np.median(sizes[part], axis=0), frames[part], rows))
+    return tuple(found)
+
+
+def _velocity(place: Array, times: Array) -> Array:
+    """[n, 2] smoothed over half a second; zero for what stands."""
+    if len(place) < 2:
+        return np.zeros((len(place), 2))
+    velocity = np.gradient(place, times, axis=0)
+    velocity = np.column_stack([_smooth(velocity[:, 0]), _smooth(velocity[:, 1])])
+    velocity[np.hypot(velocity[:, 0], velocity[:, 1]) < STANDING_MPS] = 0.0
+    return velocity
 
 
 def cut(log: Log, frame: int) -> Scene:
@@ -149,7 +162,7 @@ def cut(log: Log, frame: int) -> Scene:
     side = future[-1, 1]
     return Scene(
         scene_id=scene_id(log.name, frame),
-        kind="av2/moving" if log.ego[frame : frame + FUTURE_FRAMES, 3].max() > 0.5 else "av2/standing",
+        kind="av2/moving" if log.ego[frame, 3] > MOVING_MPS else "av2/standing",
         ego=Ego(pose, log.ego[frame, 3:5].copy(), log.ego[frame, 5:7].copy(), VEHICLE),
         map=log.map,
         route_roadblock_ids=driven_route(log.map, log.ego[frame:, :3]),
