@@ -37,6 +37,16 @@ def test_it_gives_what_the_environment_gives(client):
         client.step("same/a", 2, "")
 
 
+def test_replies_do_not_wait_for_acknowledgements(client):
+    client.reset("n", "s0", want_image=False)
+    spent = []
+    for _ in range(20):
+        began = time.perf_counter()
+        client.step("n", 0, answer(2.0))
+        spent.append(time.perf_counter() - began)
+    assert min(spent) < 0.03  # 0.04 s and more with Nagle's algorithm
+
+
 def test_arrays_can_be_written_to(client):
     seen = client.reset("w", "s1", want_image=True)
     seen.image[0, 0] = 1
