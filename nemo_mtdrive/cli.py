@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception) -> int:
     """One line for what a user can mend; a traceback for what is our fault."""
+    from nemo_mtdrive.data.datasets import DataError
+    from nemo_mtdrive.driving.scene import SceneError
+    from nemo_mtdrive.evaluation.run_files import RunError
     from nemo_mtdrive.launch import JobFailed, JobInterrupted
 
     if isinstance(error, JobInterrupted):
@@ -41,8 +44,8 @@ def _explain(error: Exception) -> int:
     if isinstance(error, JobFailed):
         print(f"nemo-mtdrive: {error}", file=sys.stderr)
         return FAILED
-    if isinstance(error, (ConfigError, ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError,
-                          PermissionError)):
+    if isinstance(error, (ConfigError, SceneError, DataError, RunError, FileNotFoundError, NotADirectoryError,
+                          IsADirectoryError, PermissionError)):
         print(f"nemo-mtdrive: {error}", file=sys.stderr)
         return WRONG_REQUEST
     raise error
@@ -181,11 +184,11 @@ def _add_rl(commands: argparse._SubParsersAction) -> None:
 
 
 def _rl(options: argparse.Namespace) -> None:
-    from nemo_mtdrive.jobs import run_rl
-
     config = _config(options)
     if options.only_sft:
         config.mtgrpo.steps = 0
+    from nemo_mtdrive.jobs import run_rl  # after the check of the config: it imports for seconds
+
     run_rl(config)
 
 

@@ -57,7 +57,8 @@ def run_rollout_worker(run_dir: Path, index: int) -> int:
 
     config, endpoints = _read(run_dir)
     return run_worker(
-        WorkerConfig(worker_name(index), endpoints.control, heartbeat_s=HEARTBEAT_S, trainer_timeout_s=LOST_AFTER_S),
+        WorkerConfig(worker_name(index), endpoints.control, heartbeat_s=HEARTBEAT_S,
+                     trainer_timeout_s=config.rollout.start_timeout_s),
         partial(_worker_parts, config, endpoints))
 
 

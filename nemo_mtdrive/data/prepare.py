@@ -33,7 +33,7 @@ def scene_arguments(config: Config, run_dir: Path) -> SceneArguments:
     return SceneArguments(
         source="files" if generated else scenes.source,
         path=str(run_dir / "scenes") if generated else scenes.path,
-        count=scenes.count + scenes.held_out,
+        count=0,  # all there are: whole logs are held out first, then `scenes.count` of the rest are kept
         seed=scenes.seed,
         width=scenes.image_width,
         height=scenes.image_height,
