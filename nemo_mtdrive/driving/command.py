@@ -145,7 +145,8 @@ def show_scene(path: Path, out_png: Path) -> None:
         if abs(stored.shape[1] / stored.shape[0] - 2.0) > 0.02:
             width = round(SHOWN_HEIGHT_PX * stored.shape[1] / stored.shape[0])
             camera = front_camera(width, SHOWN_HEIGHT_PX, "")
-        front = np.asarray(cv2.resize(stored, (width, SHOWN_HEIGHT_PX), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        way = cv2.INTER_AREA if stored.shape[0] > SHOWN_HEIGHT_PX else cv2.INTER_CUBIC
+        front = np.asarray(cv2.resize(stored, (width, SHOWN_HEIGHT_PX), interpolation=way), dtype=np.uint8)
     if scene.future is not None:
         pixels, depth = project(scene.future[:, :2], camera)
         ahead = np.round(pixels[depth > 1.0] * 16).astype(np.int32)

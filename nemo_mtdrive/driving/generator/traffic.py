@@ -110,11 +110,16 @@ class Driver:
         return max(min(free, (ahead - self.speed) / preview, style.acceleration), -style.braking * 1.25)
 
     def car_following(self, gap: float, leader_speed: float) -> float:
-        """IDM's interaction term [m/s^2, <= 0] for a leader `gap` m before the bumper."""
+        """IDM's interaction term [m/s^2, <= 0] for a leader `gap` m before the bumper.
+
+        IDM alone panics when somebody cuts in at a short gap but equal speed; so it never asks for much more than the
+        closing speed makes necessary (the idea of the constant-acceleration heuristic).
+        """
         style = self.style
         closing = self.speed * (self.speed - leader_speed) / (2.0 * math.sqrt(style.acceleration * style.braking))
         wanted = STANDSTILL_GAP + max(0.0, self.speed * style.headway + closing)
-        return -style.acceleration * (wanted / max(gap, 0.3)) ** 2
+        needed = max(0.0, self.speed - leader_speed) ** 2 / (2.0 * max(gap - 1.0, 0.3))
+        return -min(style.acceleration * (wanted / max(gap, 0.3)) ** 2, style.acceleration + 1.0 + 1.5 * needed)
 
     def can_stop_within(self, gap: float) -> bool:
         """Whether braking at 3.5 m/s^2 is enough."""
