@@ -83,12 +83,12 @@ class Forecast:
     """Constant-velocity forecast with the red lights of the route standing on their lane connectors."""
 
     observation: Observation
-    lights: tuple[shapely.Polygon, ...]
-    light_ignored: tuple[bool, ...]
-
-    def obstacles(self, step: int) -> NDArray[np.object_]:
-        """Polygons of the tracks, then of the lights, at a step of 0.1 s."""
-        return np.concatenate([shapely.polygons(self.observation.corners[step]), np.array(self.lights, dtype=object)])
+    obstacles: tuple[NDArray[np.object_], ...]
+    """For each sample of 0.2 s, polygons of the tracks, then of the lights."""
+    trees: tuple[shapely.STRtree, ...]
+    """Of the obstacles."""
+    ignored: NDArray[np.bool_]
+    """Obstacles that the ego overlaps at t = 0 (a light: stands in)."""
 
 
 def _nearest_tracks(scene: Scene) -> list[tuple[Track, Array]]:
@@ -122,11 +122,14 @@ def forecast(scene: Scene, route: Route) -> Forecast:
     seen = assemble(tracks, poses, np.ones(poses.shape[:2], dtype=bool), speeds <= STOPPED_TRACK_SPEED)
 
     red = {light.lane_connector_id for light in scene.traffic_lights if light.is_red} & set(route.lane_ids)
-    lights = tuple(polygon_of(lane.polygon) for lane in scene.map.lanes if lane.id in red)
+    lights = np.array([polygon_of(lane.polygon) for lane in scene.map.lanes if lane.id in red], dtype=object)
     ego, vehicle = scene.ego, scene.ego.vehicle
     box = shapely.Polygon(box_corners(ego_center(ego), ego.rear_axle_pose[2], vehicle.length, vehicle.width))
-    seen.is_ignored[:] = shapely.intersects(shapely.polygons(seen.corners[0]), box)
-    return Forecast(seen, lights, tuple(bool(box.within(light)) for light in lights))
+    samples = seen.corners[::_FORECAST_STRIDE]
+    obstacles = tuple(np.concatenate([shapely.polygons(corners), lights]) for corners in samples)
+    seen.is_ignored[:] = shapely.intersects(obstacles[0][:len(tracks)], box)
+    ignored = np.append(seen.is_ignored, shapely.within(box, lights))
+    return Forecast(seen, obstacles, tuple(shapely.STRtree(sample, node_capacity=10) for sample in obstacles), ignored)
 
 
 class _Leaders:
@@ -138,34 +141,37 @@ class _Leaders:
     """
 
     def __init__(self, path: Path, expected: Forecast, vehicle: Vehicle, start: float, top_speed: float) -> None:
-        self._path, self._forecast, self._vehicle = path, expected, vehicle
+        self._path, self._forecast, self._vehicle, self._free_m = path, expected, vehicle, path.line.length
         reach = top_speed * (OBSERVED_STEPS - 1) * STEP_S
         self._corridor = path.corridor(start, start + reach, vehicle.width)
-        self._ignored = np.append(expected.observation.is_ignored, np.array(expected.light_ignored, dtype=bool))
 
-    def __call__(self, step: int, progress: Array, poses: Array) -> Array:
-        """[K, 3] progress [m], speed [m/s], rear length [m] of the leaders of proposals at [K] with poses [K, 3]."""
-        obstacles = self._forecast.obstacles(step)
-        tree = shapely.STRtree(obstacles, node_capacity=10)
-        met = [i for i in tree.query(self._corridor, predicate="intersects") if not self._ignored[i]]
-        where = np.array([self._path.line.project(obstacles[i].centroid) for i in met])
+    def __call__(self, step: int, progress: Array) -> Array:
+        """[K, 3] progress [m], speed [m/s] and rear length [m] of the leaders of proposals at progress [K]."""
+        sample = step // _FORECAST_STRIDE
+        obstacles, tree = self._forecast.obstacles[sample], self._forecast.trees[sample]
+        met = tree.query(self._corridor, predicate="intersects")
+        met = met[~self._forecast.ignored[met]]
+        where = shapely.line_locate_point(self._path.line, shapely.centroid(obstacles[met]))
+        ahead = where > progress[:, None]
+        if ahead.any():
+            poses = self._path.at(progress)
+            gaps = np.where(ahead, shapely.distance(self._ego_boxes(poses)[:, None], obstacles[met]), np.inf)
         leaders, current = np.empty((len(progress), 3)), np.zeros(3)
         for row, own in enumerate(progress):
-            ahead = [i for i, distance in zip(met, where, strict=True) if distance > own]
-            if ahead:
-                gaps = shapely.distance(self._ego_box(poses[row]), obstacles[ahead])
-                nearest = ahead[int(np.argmin(gaps))]
-                current[0] = own + gaps.min()
-                if nearest < len(self._forecast.observation.tracks):
-                    current[1] = self._speed(nearest, poses[row, 2])
+            if ahead[row].any():
+                nearest = int(np.argmin(gaps[row]))
+                current[0] = own + gaps[row, nearest]
+                if met[nearest] < len(self._forecast.observation.tracks):
+                    current[1] = self._speed(met[nearest], poses[row, 2])
             else:
-                current[0], current[2] = self._path.line.length, 0.5 * self._vehicle.length
+                current[0], current[2] = self._free_m, 0.5 * self._vehicle.length
             leaders[row] = current
         return leaders
 
-    def _ego_box(self, pose: Array) -> shapely.Polygon:
-        center = pose[:2] + self._vehicle.rear_axle_to_center * np.array([np.cos(pose[2]), np.sin(pose[2])])
-        return shapely.Polygon(box_corners(center, pose[2], self._vehicle.length, self._vehicle.width))
+    def _ego_boxes(self, poses: Array) -> NDArray[np.object_]:
+        forward = np.column_stack([np.cos(poses[:, 2]), np.sin(poses[:, 2])])
+        centers = poses[:, :2] + self._vehicle.rear_axle_to_center * forward
+        return shapely.polygons(box_corners(centers, poses[:, 2], self._vehicle.length, self._vehicle.width))
 
     def _speed(self, track: int, heading: float) -> float:
         seen = self._forecast.observation
@@ -187,15 +193,14 @@ def _idm_step(progress: Array, speed: Array, leaders: Array, wanted: Array) -> t
 
 def _unroll(path: Path, leaders: _Leaders, start: float, ego_speed: float, wanted: Array) -> Array:
     """Poses [K, 51, 3] of the IDM policies with wanted speeds [K] on one path."""
-    poses = np.empty((len(wanted), OBSERVED_STEPS, 3))
     progress, speed, leading = np.full(len(wanted), start), np.full(len(wanted), ego_speed), np.zeros((len(wanted), 3))
-    poses[:, 0] = path.at(progress)
+    unrolled = [progress]
     for step in range(1, OBSERVED_STEPS):
         if step % _FORECAST_STRIDE == 0:
-            leading = leaders(step, progress, poses[:, step - 1])
+            leading = leaders(step, progress)
         progress, speed = _idm_step(progress, speed, leading, wanted)
-        poses[:, step] = path.at(progress)
-    return poses
+        unrolled.append(progress)
+    return path.at(np.stack(unrolled, axis=1))
 
 
 def plan(scene: Scene, drivable: DrivableMap, route: Route, on_route: NDArray[np.bool_]) -> Array:
