@@ -220,11 +220,9 @@ class ImageStore:
             self._make_room(size)
             beside = self._path / f".{key}"
             try:
-                with open(beside, "wb", buffering=0) as file:
+                with open(beside, "wb") as file:  # written, not mapped: a full tmpfs is an error here, a SIGBUS there
                     file.write(_HEADER.pack(_MAGIC, image.shape[0], image.shape[1]))
-                    written = file.write(image.data)
-                if written != image.nbytes:
-                    raise OSError(errno.ENOSPC, "short write")
+                    file.write(image.data)
                 beside.rename(self._path / key)
             except OSError as error:
                 beside.unlink(missing_ok=True)

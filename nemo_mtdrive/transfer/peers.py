@@ -107,7 +107,7 @@ class Outbox:
             message = [kind, self._run_id, NUMBER.pack(number), *frames]
             self._open += 1
             self._queue.append((number, _Delivery(message, images, len(self._peers))))
-        self._wake()
+            self._wake()
 
     def flush(self, timeout_s: float) -> None:
         """Wait until everything is acknowledged by all receivers.
@@ -126,13 +126,13 @@ class Outbox:
     def close(self) -> None:
         """Stop the thread and free the sockets, at once."""
         with self._changed:
-            already, self._closing = self._closing, True
+            if self._closing:
+                return
+            self._closing = True
+            self._wake()
             self._changed.notify_all()
-        if already:
-            return
-        self._wake()
         self._thread.join()
-        os.close(self._wake_read)
+        os.close(self._wake_read)  # nobody writes to it any more: `post` refuses before it wakes
         os.close(self._wake_write)
 
     def _connect(self, endpoint: str) -> _Peer:

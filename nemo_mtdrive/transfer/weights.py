@@ -133,7 +133,7 @@ def versions(root: Path) -> list[int]:
 def _write(folder: Path, version: int, weights: Iterable[tuple[str, torch.Tensor]]) -> int:
     entries: dict[str, list[Any]] = {}
     offset = 0
-    with open(folder / "data", "wb", buffering=0) as file:
+    with open(folder / "data", "wb") as file:
         for name, tensor in weights:
             dtype = str(tensor.dtype).removeprefix("torch.")
             if name in entries or dtype not in _DTYPES:
@@ -141,8 +141,7 @@ def _write(folder: Path, version: int, weights: Iterable[tuple[str, torch.Tensor
                 raise WeightError(f"weight {name} {problem}")
             content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             file.seek(offset)
-            for start in range(0, content.nbytes, 1 << 30):  # one write takes at most 2 GiB
-                file.write(content[start : start + (1 << 30)])
+            file.write(content)
             entries[name] = [name, dtype, list(tensor.shape), offset, content.nbytes, zlib.crc32(content)]
             offset += -(-content.nbytes // _ALIGNMENT) * _ALIGNMENT
         file.truncate(offset)

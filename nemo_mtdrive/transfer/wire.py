@@ -55,6 +55,8 @@ def encode(episode: Episode, attachments: Mapping[str, NDArray[Any]] | None = No
         WireError: a value that the format cannot carry, with its field.
     """
     planned = [turn.trajectory for turn in episode.turns if turn.trajectory is not None]
+    if wrong := [trajectory.shape for trajectory in planned if trajectory.shape != (TRAJECTORY_POINTS, 3)]:
+        raise WireError(f"episode {episode.episode_id} cannot be sent: a trajectory of shape {wrong[0]}, not [8, 3]")
     arrays: dict[str, NDArray[Any]] = {
         "tokens": episode.tokens,
         "turn_of_token": episode.turn_of_token,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -20,6 +21,14 @@ from .conftest import RUN
 from .make_episodes import make_episode, make_image, make_task
 
 _SPAWN = multiprocessing.get_context("spawn")
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return as soon as the condition holds; fails after 20 s."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen within 20 s"
+        time.sleep(0.01)
 
 
 def start(work: Callable[..., Any], *arguments: Any) -> BaseProcess:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from nemo_mtdrive.transfer.wire import WireError
 
 from .conftest import RUN
 from .make_episodes import assert_same_episode, make_episode, make_image, make_task
-from .processes import finish, receive_forever, send_group, start, start_with_answer
+from .processes import finish, receive_forever, send_group, start, start_with_answer, wait_until
 
 TASKS = [make_task(f"scene-{number}") for number in range(3)]
 IMAGES = [make_image(number) for number in range(3)]
@@ -177,7 +177,8 @@ def test_send_waits_while_too_much_is_in_flight(links: Links) -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    time.sleep(0.3)
+    wait_until(lambda: sent == [0, 1])
+    time.sleep(0.2)
     assert sent == [0, 1]
     assert [receiver.receive(5).episode.index for _ in range(4)] == [0, 1, 2, 3]
     thread.join(5)
@@ -237,28 +238,26 @@ def test_a_rank_that_comes_back_gets_what_it_had_not_taken(links: Links) -> None
     sender.flush(5)
 
 
-def test_an_image_of_a_dead_worker_is_asked_of_another(links: Links, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nemo_mtdrive.transfer.zmq._ASK_AGAIN_S", 0.3)
-    receiver = links.receiver("zmq")
-    doomed = links.sender("zmq", receiver)
-    doomed.send(make_episode(TASKS[0], 0, IMAGES[0]), {image_key(IMAGES[0]): IMAGES[0]})
-    time.sleep(0.2)
-    doomed.close()  # its episode is there, its image will never come
-    with pytest.raises(ReceiveTimeout, match="1 wait for images"):
-        receiver.receive(0.1)
-    other = links.sender("zmq", receiver)
-    other.send(make_episode(TASKS[0], 1, IMAGES[0]), {image_key(IMAGES[0]): IMAGES[0]})
-    assert {receiver.receive(10).episode.index for _ in range(2)} == {0, 1}
+def listen_until(receiver: EpisodeReceiver, condition: Callable[[], bool]) -> None:
+    """Let a receiver work that has no whole episode to give."""
+
+    def step() -> bool:
+        with suppress(ReceiveTimeout):
+            pytest.fail(f"received {receiver.receive(0.05).episode.episode_id}")
+        return condition()
+
+    wait_until(step)
 
 
 def test_another_run_is_refused_and_does_no_harm(links: Links) -> None:
     receiver = links.receiver("zmq")
     stranger = links.sender("zmq", receiver, run_id="other-run")
     stranger.send(make_episode(TASKS[0], 0, IMAGES[0]), {image_key(IMAGES[0]): IMAGES[0]})
-    with pytest.raises(ReceiveTimeout):
-        receiver.receive(0.5)
+    with ThreadPoolExecutor(1) as pool:
+        flushed = pool.submit(stranger.flush, 20)
+        listen_until(receiver, flushed.done)
     with pytest.raises(TransferError, match=f"refuses: this is run {RUN}, not other-run"):
-        stranger.flush(5)
+        flushed.result()
 
 
 def raw_peer(receiver: EpisodeReceiver, use: Callable[[zmq.Socket[bytes]], None]) -> None:
@@ -268,6 +267,24 @@ def raw_peer(receiver: EpisodeReceiver, use: Callable[[zmq.Socket[bytes]], None]
         socket.setsockopt(zmq.LINGER, 0)
         socket.connect(receiver.endpoint)
         use(socket)
+
+
+def test_an_image_of_a_dead_worker_is_asked_of_another(links: Links, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nemo_mtdrive.transfer.zmq._ASK_AGAIN_S", 0.3)
+    receiver = links.receiver("zmq")
+
+    def send_and_die(socket: zmq.Socket[bytes]) -> None:
+        frames = wire.encode(make_episode(TASKS[0], 0, IMAGES[0]))
+        socket.send_multipart([EPISODE, RUN.encode(), NUMBER.pack(0), *frames])
+        listen_until(receiver, lambda: bool(socket.poll(0)))
+        assert socket.recv_multipart()[0] == NEED
+
+    raw_peer(receiver, send_and_die)
+    with pytest.raises(ReceiveTimeout, match="1 wait for images"):
+        receiver.receive(0.1)
+    other = links.sender("zmq", receiver)
+    other.send(make_episode(TASKS[0], 1, IMAGES[0]), {image_key(IMAGES[0]): IMAGES[0]})
+    assert {receiver.receive(20).episode.index for _ in range(2)} == {0, 1}
 
 
 @pytest.mark.parametrize("kind", STREAMING)
@@ -285,8 +302,7 @@ def test_corrupt_and_foreign_frames_are_refused_at_both_ends(links: Links, kind:
             answer, text = socket.recv_multipart()
             assert answer == REFUSED and reason in text.decode()
         socket.send_multipart([b"HELO", b"x"])
-        with pytest.raises(ReceiveTimeout):
-            receiver.receive(0.2)
+        listen_until(receiver, lambda: bool(socket.poll(0)))
         assert socket.recv_multipart() == [REFUSED, b"message of another protocol"]
 
     raw_peer(receiver, speak)
@@ -298,8 +314,7 @@ def test_pixels_that_are_not_the_image_are_refused(links: Links) -> None:
     def speak(socket: zmq.Socket[bytes]) -> None:
         frames = wire.encode(make_episode(TASKS[0], 0, IMAGES[0]))
         socket.send_multipart([EPISODE, RUN.encode(), NUMBER.pack(0), *frames])
-        with pytest.raises(ReceiveTimeout):
-            receiver.receive(0.2)
+        listen_until(receiver, lambda: bool(socket.poll(0)))
         kind, keys = socket.recv_multipart()
         assert kind == NEED and msgpack.unpackb(keys) == [image_key(IMAGES[0])]
         shape = b"".join(side.to_bytes(4, "little") for side in IMAGES[1].shape)

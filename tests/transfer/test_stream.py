@@ -15,6 +15,7 @@ from nemo_mtdrive.transfer.stream import EpisodeStream
 from nemo_mtdrive.types import Episode
 
 from .make_episodes import make_episode, make_image, make_task
+from .processes import wait_until
 
 EPISODES = [make_episode(make_task("scene", 8), index, make_image(0)) for index in range(8)]
 
@@ -51,16 +52,17 @@ def open_stream(sender: SlowSender, threads: int = 2, in_flight: int = 4) -> Epi
 
 
 def test_sending_hides_behind_generation() -> None:
-    sender = SlowSender(seconds=0.05)
+    sender = SlowSender(seconds=0.2)
     stream = open_stream(sender)
     start = time.perf_counter()
     for episode in EPISODES[:4]:
         stream.on_episode_end(episode, {})
     handed_in = time.perf_counter() - start
-    time.sleep(0.3)  # the others still generate
+    wait_until(lambda: len(sender.sent) == 4)
+    time.sleep(0.2)  # the others still generate
     metrics = stream.on_rollout_end()
     stream.close()
-    assert handed_in < 0.05 and metrics.exposed_s < 0.05 < 0.2 <= metrics.overlapped_s
+    assert handed_in < 0.4 and metrics.exposed_s < 0.4 < 0.8 <= metrics.overlapped_s
     assert sorted(sender.sent) == [0, 1, 2, 3] and sender.flushed == 1
     assert (metrics.episodes, metrics.wire_bytes) == (4, 400)
 
@@ -88,6 +90,7 @@ def test_generation_waits_when_too_much_is_in_flight() -> None:
 
     worker = threading.Thread(target=generate)
     worker.start()
+    wait_until(lambda: handed_in == [0, 1])
     time.sleep(0.2)
     assert handed_in == [0, 1]
     sender.gate.set()
@@ -98,10 +101,10 @@ def test_generation_waits_when_too_much_is_in_flight() -> None:
 
 def test_a_failure_in_the_pool_comes_out_at_the_next_episode() -> None:
     stream = open_stream(SlowSender(fails_on=0))
-    stream.on_episode_end(EPISODES[0], {})
-    time.sleep(0.1)
     with pytest.raises(TransferError, match="episode 0 failed"):
-        stream.on_episode_end(EPISODES[1], {})
+        for episode in EPISODES:
+            stream.on_episode_end(episode, {})
+            time.sleep(0.1)
     stream.close()
 
 

@@ -127,3 +127,6 @@ def test_what_is_no_plain_data_cannot_be_sent() -> None:
         wire.encode(dataclasses.replace(EPISODE, turns=(turn,)))
     with pytest.raises(WireError, match="cannot be sent"):
         wire.encode(dataclasses.replace(EPISODE, seed=2**64))
+    short = tuple(dataclasses.replace(turn, trajectory=np.zeros((4, 3))) for turn in EPISODE.turns[:2])
+    with pytest.raises(WireError, match=r"a trajectory of shape \(4, 3\), not \[8, 3\]"):
+        wire.encode(dataclasses.replace(EPISODE, turns=short))
