@@ -101,6 +101,8 @@ class TrainingJob:
         set_random_state(saved["random"])
         self.rollouts.policy_version = saved["policy_version"]
         state = JobState(**saved["job"])
+        if self.is_main:
+            self._recorder.drop_after("train", state.step - 1 if state.phase == "rl" else -1)
         self.progress.note(f"resumed from {found.name}: {state.phase} step {state.step}")
         return state
 

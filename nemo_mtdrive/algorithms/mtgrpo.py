@@ -93,6 +93,7 @@ class MTGRPOTrainer:
 
     def step(self, step: int) -> dict[str, float]:
         """One step of Algorithm 1: sample questions (6), roll out under pi_old (7, 8), score (9), update (10 to 13)."""
+        self.timers = StepTimers()
         tasks = self.draw_tasks(step)
         with self.timers("rollout"):
             self.groups = self.rollouts.generate(tasks)
