@@ -20,13 +20,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
 from nemo_mtdrive.config import Config, ConfigError
-from nemo_mtdrive.process import describe_exit, die_with_parent, free_port, port_is_free
+from nemo_mtdrive.process import SHM_ROOT, describe_exit, die_with_parent, free_port, port_is_free
+from nemo_mtdrive.transfer.segments import sweep, sweep_abandoned
 
 POLL_S = 0.1
 STOP_S = 10.0
@@ -191,13 +192,19 @@ def interruptible() -> Iterator[None]:
 def run_processes(config: Config, run_dir: Path, on_event: Callable[[dict[str, object]], None]) -> None:
     """Start servers, workers and ranks of a prepared run directory and wait for the end.
 
+    Shared memory of this run goes when it ends, and that of runs that were killed when the next one starts.
     `on_event` gets what training rank 0 says of its progress, a mapping a time.
 
     Raises:
         JobFailed, JobInterrupted, ConfigError.
     """
-    with tempfile.TemporaryDirectory(prefix="mtdrive-") as sockets, interruptible(), Job(run_dir / "logs") as job:
+    sweep_abandoned(SHM_ROOT)
+    with ExitStack() as stack:
+        sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="mtdrive-"))
+        stack.enter_context(interruptible())
         endpoints = make_endpoints(config, Path(sockets))
+        stack.callback(sweep, SHM_ROOT, endpoints.run_id)
+        job = stack.enter_context(Job(run_dir / "logs"))
         write_endpoints(endpoints, run_dir / "endpoints.json")
         command = [sys.executable, "-m", "nemo_mtdrive.cli"]
         run = ["--run-dir", str(run_dir)]

@@ -6,7 +6,10 @@ import ctypes
 import os
 import signal
 import socket
+from pathlib import Path
 
+SHM_ROOT = Path("/dev/shm")
+"""Where POSIX shared memory is on Linux."""
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that this process gets when its parent ends."""
 

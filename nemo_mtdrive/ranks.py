@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_mtdrive.config import Config, read_config
 from nemo_mtdrive.launch import Endpoints, read_endpoints
-from nemo_mtdrive.process import die_with_parent
+from nemo_mtdrive.process import SHM_ROOT, die_with_parent
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from nemo_mtdrive.rollout.worker import WorkerParts
     from nemo_mtdrive.transfer.link import LinkKind
 
-SHM_ROOT = Path("/dev/shm")
 LOST_AFTER_S = 30.0
 HEARTBEAT_S = 2.0
 PREFILL_TOKENS = 16384

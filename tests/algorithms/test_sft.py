@@ -1,0 +1,93 @@
+"""The SFT trainer: its schedule, and a step that is cross entropy over the answers of the whole batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nemo_mtdrive.algorithms.policy import DataShare
+from nemo_mtdrive.algorithms.sft import SFTTrainer, learning_rate
+from nemo_mtdrive.config import SFTConfig
+from nemo_mtdrive.data.datasets import TokenSequence
+from nemo_mtdrive.dialogue.conversation import encode_dialogue
+from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
+from tests.algorithms.test_mtgrpo import GRID, IMAGE, BigramPolicy
+
+
+def test_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
+    settings = SFTConfig(steps=100, warmup_steps=10, lr=1.0)
+    rates = [learning_rate(step, settings) for step in range(101)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == pytest.approx(1.0) and rates[100] == pytest.approx(0.01)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[55] == pytest.approx(0.01 + 0.99 * 0.5)
+
+
+class Conversations:
+    """Ten single-turn and five two-turn conversations."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.rows = [self.row(tokenizer, [(f"answer {i}", None)]) for i in range(10)]
+        self.rows += [self.row(tokenizer, [(f"bad {i}", "no"), (f"a better answer {i}", None)]) for i in range(5)]
+
+    @staticmethod
+    def row(tokenizer: Tokenizer, turns: list[tuple[str, str | None]]) -> TokenSequence:
+        talk = encode_dialogue(tokenizer, "drive", GRID, turns)
+        learned = talk.turn_of_token.copy()
+        learned[learned < len(turns) - 1] = -1
+        return TokenSequence(talk.tokens, learned, ("k",), (GRID,))
+
+    def indices(self, kind: str) -> list[int]:
+        return list(range(10)) if kind == "single_turn" else list(range(10, 15))
+
+    def image(self, key: str):
+        return IMAGE
+
+    def __getitem__(self, index: int) -> TokenSequence:
+        return self.rows[index]
+
+
+@pytest.fixture(scope="module")
+def conversations() -> Conversations:
+    return Conversations(Tokenizer.load(TINY_TOKENIZER))
+
+
+def trainer(conversations: Conversations, share: tuple[int, int] = (0, 1), micro: int = 4) -> SFTTrainer:
+    settings = SFTConfig(steps=10, batch_size=8, micro_batch_size=micro, lr=0.1, warmup_steps=0, two_turn_share=0.25)
+    return SFTTrainer(settings, BigramPolicy(0), DataShare(*share, torch.device("cpu")), conversations,
+                      Tokenizer.load(TINY_TOKENIZER))
+
+
+def test_a_batch_has_the_shares_and_comes_again(conversations: Conversations) -> None:
+    run = trainer(conversations)
+    drawn = run._draw(3)
+    assert len(drawn) == 8
+    assert sum(any(row is two for two in conversations.rows[10:]) for row in drawn) == 2
+    run._draw(0)
+    assert [id(row) for row in run._draw(3)] == [id(row) for row in drawn]
+
+
+def test_a_step_is_the_mean_over_the_answers(conversations: Conversations) -> None:
+    run = trainer(conversations)
+    policy = BigramPolicy(0)
+    losses = []
+    for row in run._draw(0):
+        tokens = torch.as_tensor(row.tokens.astype("int64"))[None]
+        own = torch.as_tensor(row.turn_of_token >= 0)[None]
+        losses.append(-policy.score(tokens, policy.table)[own])
+    expected = torch.cat(losses).mean()
+    metrics = run.step(0)
+    assert metrics["loss"] == pytest.approx(expected.item(), rel=1e-12)
+    (gradient,) = torch.autograd.grad(expected, policy.table)
+    torch.testing.assert_close(run._policy.gradients[0], gradient, atol=1e-14, rtol=0)
+
+
+def test_data_ranks_and_micro_batches_add_up(conversations: Conversations) -> None:
+    whole = trainer(conversations, micro=8)
+    whole.step(0)
+    parts = []
+    for rank in range(2):
+        run = trainer(conversations, share=(rank, 2))
+        run.step(0)
+        parts.append(run._policy.gradients[0])
+    torch.testing.assert_close(sum(parts), whole._policy.gradients[0], atol=1e-14, rtol=0)
