@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import shapely
+import shapely.ops
 from numpy.typing import NDArray
 
 from nemo_mtdrive.driving.scene import Scene, Track, Vehicle

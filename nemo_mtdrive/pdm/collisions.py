@@ -41,7 +41,7 @@ class Collisions:
     """[B] TTC: 1 or 0."""
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _may_touch(radius: float, center_x: float, center_y: float, track_center: Array, track_radius: float) -> bool:
     """Whether the circles around two boxes meet, with a little to spare."""
     dx, dy = track_center[0] - center_x, track_center[1] - center_y
@@ -49,7 +49,7 @@ def _may_touch(radius: float, center_x: float, center_y: float, track_center: Ar
     return dx * dx + dy * dy <= reach * reach + 1e-6
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _find_collisions(
     states: Array, corners: Array, radius: float, multiple_lanes: Flags, non_drivable: Flags, centers: Array,
     track_corners: Array, present: Flags, radii: Array, is_agent: Flags, is_stopped: Flags, is_ignored: Flags,
@@ -73,7 +73,8 @@ def _find_collisions(
                     if is_stopped[n]:
                         fault = True
                     elif not bearing(state[X], state[Y], state[HEADING], centers[t, n, 0], centers[t, n, 1]) > _BEHIND:
-                        front[0], front[1] = box[FRONT_LEFT], box[FRONT_RIGHT]
+                        front[0, 0], front[0, 1] = box[FRONT_LEFT, 0], box[FRONT_LEFT, 1]
+                        front[1, 0], front[1, 1] = box[FRONT_RIGHT, 0], box[FRONT_RIGHT, 1]
                         fault = (segment_meets_box(front, track_corners[t, n])
                                  or multiple_lanes[b, t] or non_drivable[b, t])
                 if fault:
@@ -83,7 +84,7 @@ def _find_collisions(
                     ignored[n] = True
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _find_ttc(
     states: Array, corners: Array, radius: float, multiple_lanes: Flags, non_drivable: Flags, intersection: Flags,
     centers: Array, track_corners: Array, present: Flags, radii: Array, is_ignored: Flags, ttc_after: NDArray[np.int8],

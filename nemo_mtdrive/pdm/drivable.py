@@ -99,7 +99,7 @@ def drivable_map(scene_map: SceneMap, ego: Ego) -> DrivableMap:
     )
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _classify(
     states: Array, half_length: float, half_width: float, to_center: float, vertices: Array, starts: NDArray[np.int64],
     bounds: Array, kinds: NDArray[np.int64], on_route: NDArray[np.bool_], areas: NDArray[np.bool_], corners: Array,
@@ -110,9 +110,11 @@ def _classify(
             x, y = states[b, t, X], states[b, t, Y]
             box = corners[b, t]
             ego_corners(x, y, states[b, t, HEADING], half_length, half_width, to_center, box)
-            low_x, low_y = min(x, box[:, 0].min()), min(y, box[:, 1].min())
-            high_x, high_y = max(x, box[:, 0].max()), max(y, box[:, 1].max())
-            covered = np.zeros(4, dtype=np.bool_)
+            low_x, low_y, high_x, high_y = x, y, x, y
+            for i in range(4):
+                low_x, high_x = min(low_x, box[i, 0]), max(high_x, box[i, 0])
+                low_y, high_y = min(low_y, box[i, 1]), max(high_y, box[i, 1])
+            covered = 0
             lanes_touched, in_one_lane, on_any_route_lane, in_intersection = 0, False, False, False
             for p in range(len(kinds)):
                 if bounds[p, 0] > high_x or bounds[p, 2] < low_x or bounds[p, 1] > high_y or bounds[p, 3] < low_y:
@@ -123,7 +125,7 @@ def _classify(
                     if inside_ring(box[i, 0], box[i, 1], ring):
                         inside += 1
                         if kinds[p] != LANE:
-                            covered[i] = True
+                            covered |= 1 << i
                 if kinds[p] == LANE:
                     lanes_touched += inside > 0
                     in_one_lane |= inside == 4
@@ -132,7 +134,7 @@ def _classify(
                 elif kinds[p] == INTERSECTION and not in_intersection:
                     in_intersection = inside_ring(x, y, ring)
             areas[0, b, t] = lanes_touched > 1 and not in_one_lane
-            areas[1, b, t] = not covered.all()
+            areas[1, b, t] = covered != 0b1111
             areas[2, b, t] = not on_any_route_lane
             areas[3, b, t] = in_intersection
 

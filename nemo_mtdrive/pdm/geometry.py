@@ -30,7 +30,7 @@ def box_corners(center: Array, heading: Array, length: float | Array, width: flo
     return np.stack([center + lon + lat, center - lon + lat, center - lon - lat, center + lon - lat], axis=-2)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def ego_corners(
     x: float, y: float, heading: float, half_length: float, half_width: float, rear_axle_to_center: float, out: Array
 ) -> None:
@@ -46,7 +46,7 @@ def ego_corners(
     out[4, 0], out[4, 1] = center_x, center_y
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def inside_ring(x: float, y: float, ring: Array) -> bool:
     """Whether the point lies strictly inside the closed ring [n, 2] (first vertex repeated last); even-odd rule."""
     crossings = 0
@@ -66,7 +66,7 @@ def inside_ring(x: float, y: float, ring: Array) -> bool:
     return crossings % 2 == 1
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _gap_along(axis_x: float, axis_y: float, first: Array, second: Array) -> bool:
     """Whether the two point sets are apart when projected on the axis."""
     first_min = first_max = first[0, 0] * axis_x + first[0, 1] * axis_y
@@ -80,7 +80,7 @@ def _gap_along(axis_x: float, axis_y: float, first: Array, second: Array) -> boo
     return first_max < second_min or second_max < first_min
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def boxes_overlap(first: Array, second: Array) -> bool:
     """Whether two boxes, corners [4, 2] each, share a point (separating-axis test)."""
     for box in (first, second):
@@ -90,7 +90,7 @@ def boxes_overlap(first: Array, second: Array) -> bool:
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def segment_meets_box(segment: Array, box: Array) -> bool:
     """Whether a segment [2, 2] and a box, corners [4, 2], share a point."""
     if _gap_along(segment[1, 1] - segment[0, 1], segment[0, 0] - segment[1, 0], segment, box):
@@ -99,7 +99,7 @@ def segment_meets_box(segment: Array, box: Array) -> bool:
     return not (along_first or _gap_along(box[2, 1] - box[1, 1], box[1, 0] - box[2, 0], segment, box))
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def bearing(x: float, y: float, heading: float, to_x: float, to_y: float) -> float:
     """Unsigned angle [rad] from the heading of a pose to a point; nan where the point is the pose itself."""
     dx, dy = to_x - x, to_y - y
@@ -109,7 +109,7 @@ def bearing(x: float, y: float, heading: float, to_x: float, to_y: float) -> flo
     return math.acos(max(-1.0, min(1.0, (math.cos(heading) * dx + math.sin(heading) * dy) / norm)))
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def progress_along(line: Array, x: float, y: float) -> float:
     """Arc length [m] of the point of the polyline [n, 2] that is nearest to (x, y); the first of equals."""
     best, best_distance, start = 0.0, math.inf, 0.0

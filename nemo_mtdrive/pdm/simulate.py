@@ -131,7 +131,7 @@ def initial_state(ego: Ego) -> Array:
     return state
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _fit_curvature(turns: Array, speeds: Array, out: Array) -> None:
     """Curvatures [1/m] for heading changes [n] at speeds [n], their rate penalised; out [n].
 
@@ -152,7 +152,7 @@ def _fit_curvature(turns: Array, speeds: Array, out: Array) -> None:
         out[k] = (right[k] + out[k - 1]) / (1.0 + excess[k])
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _steering_rate(
     lateral: float, heading: float, steering: float, speed: float, acceleration: float, curvatures: Array, step: int,
     wheel_base: float,
@@ -172,7 +172,7 @@ def _steering_rate(
     return -weighted / (_LATERAL_WEIGHT * gain_lateral**2 + _HEADING_WEIGHT * gain_heading**2 + _INPUT_WEIGHT)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _drive(reference: Array, start: Array, wheel_base: float, speed_fit: Array) -> Array:
     """Simulate every reference [B, 41, 3] from the start state [11]; returns states [B, 41, 11]."""
     states = np.zeros((reference.shape[0], STEPS, COLUMNS))
@@ -191,7 +191,8 @@ def _drive(reference: Array, start: Array, wheel_base: float, speed_fit: Array) 
             for j in range(STEPS - 1):
                 speeds[k] += speed_fit[k, j] * driven[j]
         _fit_curvature(turns, speeds, curvatures)
-        states[b, 0] = start
+        for column in range(COLUMNS):
+            states[b, 0, column] = start[column]
         for step in range(STEPS - 1):
             now, after = states[b, step], states[b, step + 1]
             wanted = speeds[min(step + _HORIZON, STEPS - 2)]
@@ -210,7 +211,7 @@ def _drive(reference: Array, start: Array, wheel_base: float, speed_fit: Array) 
     return states
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
 def _advance(now: Array, acceleration: float, steering_rate: float, wheel_base: float, after: Array) -> None:
     """One Euler step of the kinematic bicycle under commands that arrive with a first-order lag; writes after [11]."""
     lagged = STEP_S / (STEP_S + _ACCELERATION_LAG) * (acceleration - now[AX]) + now[AX]
