@@ -142,7 +142,7 @@ class TrainingJob:
                 bar.advance(1, reward=values.get("reward/mean", float("nan")), kl=values.get("kl", float("nan")),
                             gap=values.get("logprob_gap/max", float("nan")))
                 every = self.config.checkpoint.every_steps
-                if step + 1 == total or every and (step + 1) % every == 0:
+                if step + 1 == total or (every and (step + 1) % every == 0):
                     self.save(JobState("rl", step + 1), values)
                 validate = self.config.validation.every_steps
                 if validate and (step + 1) % validate == 0 and step + 1 < total:
@@ -155,8 +155,9 @@ class TrainingJob:
         ids = self.splits.held_out[:self.config.validation.scenes]
         if not ids:
             return
-        tasks = [RolloutTask(scene_id=scene_id, group_size=1, seed=self.config.seed, policy_version=self.rollouts.policy_version,
-                             step=EVALUATION_STEP, temperature=self.config.rollout.temperature, purpose=name, slot=slot)
+        version, temperature = self.rollouts.policy_version, self.config.rollout.temperature
+        tasks = [RolloutTask(scene_id=scene_id, group_size=1, seed=self.config.seed, policy_version=version,
+                             step=EVALUATION_STEP, temperature=temperature, purpose=name, slot=slot)
                  for slot, scene_id in enumerate(ids)]
         with self.progress.phase(f"evaluate {name.replace('_', ' ')}", total=len(tasks), unit="scenes") as bar:
             groups = self.rollouts.generate(tasks, bar)

@@ -95,9 +95,10 @@ def _curate_chunk(scene_ids: list[str], path: Path) -> Counter[str]:
         scene, image = scenes.load(scene_id), scenes.image(scene_id)
         key = image_key(image)
         write_image(task.out / "images", key, image)
-        made = {"single_turn": lambda: single_turn(scene, key),
-                "two_turn": lambda: two_turn(scene, key, agent, task.perception)}
-        lines += [line for kind in task.kinds if (line := made[kind]()) is not None]
+        if "single_turn" in task.kinds:
+            lines.append(single_turn(scene, key))
+        if "two_turn" in task.kinds and (line := two_turn(scene, key, agent, task.perception)) is not None:
+            lines.append(line)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
     temporary.replace(path)

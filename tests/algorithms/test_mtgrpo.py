@@ -32,7 +32,8 @@ def tokenizer() -> Tokenizer:
 
 
 def episode(tokenizer: Tokenizer, task: RolloutTask, index: int, rewards: list[float], valid: bool = True) -> Episode:
-    turns = [(f"turn {j} of {task.scene_id} {index}", "go on" if j + 1 < len(rewards) else None) for j in range(len(rewards))]
+    turns = [(f"turn {j} of {task.scene_id} {index}", "go on" if j + 1 < len(rewards) else None)
+             for j in range(len(rewards))]
     talk = encode_dialogue(tokenizer, f"drive {task.scene_id}", GRID, turns)
     spans = [(int(np.flatnonzero(talk.turn_of_token == j)[0]), int(np.flatnonzero(talk.turn_of_token == j)[-1]) + 1)
              for j in range(len(rewards))]
