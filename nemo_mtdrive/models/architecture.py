@@ -97,27 +97,25 @@ def megatron_config(
     """
     hf = hf_config_of(hf_config)
     _check(hf, tensor_size, pipeline_size, sequence_parallel)
-    common = dict(
-        _precision(dtype),
-        tensor_model_parallel_size=tensor_size,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        bias_activation_fusion=False,
-        masked_softmax_fusion=False,
-        persist_layer_norm=layers.HAVE_TRANSFORMER_ENGINE,
-        bias_dropout_fusion=layers.HAVE_TRANSFORMER_ENGINE,
-        gradient_accumulation_fusion=False,
-        apply_rope_fusion=False,  # the fused kernel knows no M-RoPE in batches
-        use_cpu_initialization=cpu.needed(),
-    )
+    common: dict[str, Any] = _precision(dtype) | {
+        "tensor_model_parallel_size": tensor_size,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "bias_activation_fusion": False,
+        "masked_softmax_fusion": False,
+        "persist_layer_norm": layers.HAVE_TRANSFORMER_ENGINE,
+        "bias_dropout_fusion": layers.HAVE_TRANSFORMER_ENGINE,
+        "gradient_accumulation_fusion": False,
+        "apply_rope_fusion": False,  # the fused kernel knows no M-RoPE in batches
+        "use_cpu_initialization": cpu.needed(),
+    }
     if recompute:
-        common |= dict(recompute_granularity="full", recompute_method="uniform", recompute_num_layers=1)
-    parallel = dict(
-        pipeline_model_parallel_size=pipeline_size,
-        sequence_parallel=sequence_parallel,
-        pipeline_dtype=dtype,
-        variable_seq_lengths=pipeline_size > 1,  # micro-batches are padded to their own longest sequence
-    )
+        common |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    parallel = {
+        "pipeline_model_parallel_size": pipeline_size,
+        "sequence_parallel": sequence_parallel,
+        "pipeline_dtype": dtype,
+    }
     return Qwen25VLConfig(
         language_transformer_config=_language(hf, max_length, common | parallel),
         vision_transformer_config=_vision(hf, common),
@@ -125,6 +123,7 @@ def megatron_config(
         seq_length=max_length,
         hf=hf.to_dict(),
         image_token_id=hf.image_token_id,
+        variable_seq_lengths=pipeline_size > 1,  # micro-batches are padded to their own longest sequence
         **(common | parallel),
     )
 
@@ -132,7 +131,7 @@ def megatron_config(
 def _precision(dtype: torch.dtype) -> dict[str, Any]:
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype={dtype}: set it to float32 or bfloat16")
-    return dict(params_dtype=dtype, bf16=dtype == torch.bfloat16, fp16=False)
+    return {"params_dtype": dtype, "bf16": dtype == torch.bfloat16, "fp16": False}
 
 
 def _language(hf: Qwen2_5_VLConfig, max_length: int, options: dict[str, Any]) -> Qwen2Config:
@@ -203,7 +202,9 @@ def _check(hf: Qwen2_5_VLConfig, tensor_size: int, pipeline_size: int, sequence_
     }
     for name, value in divided.items():
         if value % tensor_size:
-            raise ValueError(f"{name}={value} is not a multiple of tensor_parallel={tensor_size}: lower tensor_parallel")
+            raise ValueError(
+                f"{name}={value} is not a multiple of tensor_parallel={tensor_size}: lower tensor_parallel"
+            )
     if hf.num_hidden_layers % pipeline_size:
         raise ValueError(
             f"num_hidden_layers={hf.num_hidden_layers} is not a multiple of pipeline_parallel={pipeline_size}: lower it"

@@ -98,9 +98,11 @@ def load(model: Qwen25VLModel, directory: Path) -> dict[str, Any]:
 
 
 def latest(directory: Path) -> Path | None:
-    """The complete checkpoint in `directory` with the highest number at the end of its name; None when there is none."""
+    """The complete checkpoint in `directory` with the highest number at the end of its name, or None."""
     complete = [path.parent for path in directory.glob(f"*/{MARKER}") if not path.parent.name.startswith(".")]
-    numbered = [(int(path.name.rpartition("_")[2]), path) for path in complete if path.name.rpartition("_")[2].isdigit()]
+    numbered = [
+        (int(path.name.rpartition("_")[2]), path) for path in complete if path.name.rpartition("_")[2].isdigit()
+    ]
     return max(numbered)[1] if numbered else None
 
 
@@ -123,7 +125,9 @@ def _weights(model: Qwen25VLModel, with_reference: bool | None = None) -> dict[s
         described = model.module.sharded_state_dict(prefix="reference.")
         for name, parameter in model.module.named_parameters():
             part = described[f"reference.{name}"]
-            part.data = model.reference[name] if model.reference is not None else torch.empty_like(parameter, device="cpu")
+            part.data = (
+                model.reference[name] if model.reference is not None else torch.empty_like(parameter, device="cpu")
+            )
             sharded["reference"][name] = part
     return sharded
 
@@ -155,5 +159,3 @@ def _restore_random_states(states: dict[str, Tensor]) -> None:
     prefix = "megatron."
     tracked = {name.removeprefix(prefix): state for name, state in states.items() if name.startswith(prefix)}
     get_cuda_rng_tracker().set_states(tracked)
-
-

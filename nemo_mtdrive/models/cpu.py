@@ -2,10 +2,10 @@
 
 megatron-core 0.15.3 names CUDA at a few call sites. Three things make it run without:
 
-* `prepare_torch` stands in for the `torch.cuda` calls that megatron makes (device, streams, RNG, NVTX), so that they mean
-  the CPU, mends `torch.distributed.scatter`, and declares torchvision's operators;
-* `install` gives the few megatron modules that build tensors with `device="cuda"` a `torch` whose factories build them on
-  the CPU. Only those names are rebound: the hot path (layers, autograd) runs plain torch without any interception;
+* `prepare_torch` stands in for the `torch.cuda` calls that megatron makes (device, streams, RNG, NVTX), so that they
+  mean the CPU, mends `torch.distributed.scatter`, and declares torchvision's operators;
+* `install` gives the few megatron modules that build tensors with `device="cuda"` a `torch` whose factories build them
+  on the CPU. Only those names are rebound: the hot path (layers, autograd) runs plain torch without any interception;
 * `install` replaces gradient clipping, which asserts CUDA tensor types.
 """
 
@@ -104,7 +104,9 @@ def prepare_torch() -> None:
     if _prepared or not needed():
         return
     _prepared = True
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # mcore decorates small functions with torch.compile: no gain here
+    os.environ.setdefault(
+        "TORCHDYNAMO_DISABLE", "1"
+    )  # mcore decorates small functions with torch.compile: no gain here
     declare_torchvision_operators()
     _stand_in_for_cuda()
     dist.scatter = _scatter_contiguous
@@ -133,7 +135,10 @@ def install() -> bool:
 
 
 def clip_gradients(
-    parameters: Iterable[torch.Tensor] | torch.Tensor, max_norm: float, total_norm: float, use_decoupled_grad: bool = False
+    parameters: Iterable[torch.Tensor] | torch.Tensor,
+    max_norm: float,
+    total_norm: float,
+    use_decoupled_grad: bool = False,
 ) -> None:
     """Scale gradients in place to `max_norm`, as `clip_grad_by_total_norm_fp32`, which asserts CUDA tensors."""
     if use_decoupled_grad:

@@ -42,7 +42,9 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input_: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         wide = input_.float()
-        inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(wide.shape[-1]).add_(epsilon).rsqrt_()
+        inverse = (
+            torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(wide.shape[-1]).add_(epsilon).rsqrt_()
+        )
         ctx.save_for_backward(input_, weight, inverse)
         return (wide * inverse).mul_(weight).to(input_.dtype)
 

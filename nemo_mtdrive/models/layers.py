@@ -7,6 +7,7 @@ fit ours.
 from __future__ import annotations
 
 import importlib.util
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ class ScaledDotProductAttention(MegatronModule):
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, causal: bool) -> Tensor:
         bounds = cu_seqlens.tolist()
-        lengths = [stop - start for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+        lengths = [stop - start for start, stop in pairwise(bounds)]
         if len(set(lengths)) == 1:  # windows of one size, or images of one size: one call for all
             shape = (len(lengths), lengths[0])
             batch = (tensor.unflatten(0, shape).transpose(1, 2) for tensor in (query, key, value))
@@ -151,7 +152,11 @@ class RotarySelfAttention(SelfAttention):
 
 
 class GatedMLP(MLP):
-    """SwiGLU with a gradient that touches memory once."""
+    """SwiGLU with a gradient that touches memory once; the norm before it is in `linear_fc1`."""
+
+    def __init__(self, config: TransformerConfig, **kwargs: Any) -> None:
+        linears = MLPSubmodules(linear_fc1=LayerNormColumnParallelLinear, linear_fc2=RowParallelLinear)
+        super().__init__(config, linears, **kwargs)
 
     def forward(self, hidden_states: Tensor, per_token_scale: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """[s, b, hidden] -> ([s, b, hidden], the bias that is still to be added, or None)."""
@@ -171,7 +176,7 @@ def rotary_table(angles: Tensor) -> Tensor:
 
 
 def transformer_layer(mask: AttnMaskType) -> ModuleSpec:
-    """A pre-norm transformer layer in plain torch (norms inside the linears behind them, as transformer-engine does)."""
+    """A pre-norm layer in plain torch, with the norms inside the linears behind them as transformer-engine has them."""
     attention = SelfAttentionSubmodules(
         linear_qkv=LayerNormColumnParallelLinear,
         core_attention=ScaledDotProductAttention,
@@ -179,14 +184,15 @@ def transformer_layer(mask: AttnMaskType) -> ModuleSpec:
         q_layernorm=IdentityOp,
         k_layernorm=IdentityOp,
     )
-    mlp = MLPSubmodules(linear_fc1=LayerNormColumnParallelLinear, linear_fc2=RowParallelLinear)
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            self_attention=ModuleSpec(module=RotarySelfAttention, params={"attn_mask_type": mask}, submodules=attention),
+            self_attention=ModuleSpec(
+                module=RotarySelfAttention, params={"attn_mask_type": mask}, submodules=attention
+            ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=IdentityOp,
-            mlp=ModuleSpec(module=GatedMLP, submodules=mlp),
+            mlp=GatedMLP,
             mlp_bda=get_bias_dropout_add,
         ),
     )

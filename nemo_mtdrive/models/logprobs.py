@@ -1,8 +1,8 @@
 """Log-probabilities and entropies of given tokens from logits that are sharded over the vocabulary.
 
-The same numbers as NeMo-Aligner's `from_parallel_logits_to_logprobs` (a test holds them together), but the memory is the
-logits' own: softmax is rebuilt block by block in the backward pass, and no [B, T, vocabulary] one-hot is made. Everything
-is computed in float32.
+The same numbers as NeMo-Aligner's `from_parallel_logits_to_logprobs` (a test holds them together), but the memory is
+the logits' own: softmax is rebuilt block by block in the backward pass, and no [B, T, vocabulary] one-hot is made.
+Everything is computed in float32.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ def scored_tokens(lengths: Tensor, length: int) -> Tensor:
     return (column > 0) & (column < lengths[:, None])
 
 
-def token_logprobs(
-    logits: Tensor, tokens: Tensor, scored: Tensor, want_entropy: bool
-) -> tuple[Tensor, Tensor | None]:
+def token_logprobs(logits: Tensor, tokens: Tensor, scored: Tensor, want_entropy: bool) -> tuple[Tensor, Tensor | None]:
     """Score some tokens of right-padded sequences.
 
     Args:

@@ -42,7 +42,9 @@ class Qwen25VLNetwork(MCoreQwen2VLModel):
             ValueError: placeholders and images do not match.
         """
         if self.sequence_parallel_lm and tokens.shape[1] % parallel_state.get_tensor_model_parallel_world_size():
-            raise ValueError(f"{tokens.shape[1]} tokens do not divide over the sequence-parallel ranks: pad to a multiple")
+            raise ValueError(
+                f"{tokens.shape[1]} tokens do not divide over the sequence-parallel ranks: pad to a multiple"
+            )
         embeddings = self._embed(tokens, pixel_values, image_grid_thw, image_index) if self.pre_process else None
         language = self.language_model
         rotary = rotary_table(language.rotary_pos_emb(positions, language.mrope_section))
@@ -77,7 +79,9 @@ class Qwen25VLNetwork(MCoreQwen2VLModel):
             embeddings = scatter_to_sequence_parallel_region(embeddings)
         return embeddings
 
-    def _image_features(self, pixel_values: Tensor, grid: Tensor, image_index: Tensor | None, placeholders: int) -> Tensor:
+    def _image_features(
+        self, pixel_values: Tensor, grid: Tensor, image_index: Tensor | None, placeholders: int
+    ) -> Tensor:
         """[placeholders, hidden]: each unique image is encoded once, then handed to every run that shows it."""
         grids = tuple((frames, height, width) for frames, height, width in grid.tolist())
         encoded, inverse = self.vision_model(pixel_values, grids)

@@ -39,7 +39,7 @@ class Ranks:
 
 
 def initialise(tensor_size: int, pipeline_size: int, seed: int, timeout_s: float) -> Ranks:
-    """Join the process group named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and build megatron's groups.
+    """Join the process group named by RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT and build megatron's groups.
 
     gloo on CPU, nccl on GPU. Waits up to `timeout_s` for the other ranks, which this call unblocks in turn.
 
@@ -53,12 +53,13 @@ def initialise(tensor_size: int, pipeline_size: int, seed: int, timeout_s: float
     world = int(os.environ["WORLD_SIZE"])
     if world % (tensor_size * pipeline_size):
         raise ValueError(
-            f"WORLD_SIZE={world} is not a multiple of tensor_parallel={tensor_size} x pipeline_parallel={pipeline_size}:"
-            " set them so that it is"
+            f"WORLD_SIZE={world} is not a multiple of tensor_parallel={tensor_size} x"
+            f" pipeline_parallel={pipeline_size}: set them so that it is"
         )
     if not cpu.needed():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("gloo" if cpu.needed() else "nccl", timeout=timedelta(seconds=timeout_s))
+    if not dist.is_initialized():
+        dist.init_process_group("gloo" if cpu.needed() else "nccl", timeout=timedelta(seconds=timeout_s))
     parallel_state.initialize_model_parallel(tensor_size, pipeline_size)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     return ranks()

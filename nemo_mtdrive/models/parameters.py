@@ -1,7 +1,7 @@
 """The one map between HF's parameter names and Megatron's, used by converters, weight sync and the random start.
 
-A `Rule` says which HF tensors make up one Megatron parameter and how they are laid out in it. Everything else (loading a
-rank's shard, exporting whole HF tensors, tests of both) follows from the rules.
+A `Rule` says which HF tensors make up one Megatron parameter and how they are laid out in it. Everything else (loading
+a rank's shard, exporting whole HF tensors, tests of both) follows from the rules.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def _grouped_merge(shards: list[Tensor], groups: int, queries: int) -> list[Tens
 
 def grouped_qkv(heads: int, groups: int) -> Layout:
     """q, k, v interleaved by query group: [q heads of group 0, k 0, v 0, q heads of group 1, ...]."""
-    return Layout(partial(_grouped_split, groups=groups), partial(_grouped_merge, groups=groups, queries=heads // groups))
+    return Layout(
+        partial(_grouped_split, groups=groups), partial(_grouped_merge, groups=groups, queries=heads // groups)
+    )
 
 
 def fused_qkv(heads: int) -> Layout:
@@ -168,8 +170,8 @@ def load_hf_state(network: Qwen25VLNetwork, hf: Qwen2_5_VLConfig, state: Mapping
         shard = rule.layout.split([state[name] for name in rule.hf], size)[rank]
         if shard.shape != parameter.shape:
             raise ValueError(
-                f"{' + '.join(rule.hf)}: got a shard of {tuple(shard.shape)}, {rule.megatron} has {tuple(parameter.shape)}:"
-                " give the weights that belong to this configuration"
+                f"{' + '.join(rule.hf)}: got a shard of {tuple(shard.shape)}, {rule.megatron} has"
+                f" {tuple(parameter.shape)}: give the weights that belong to this configuration"
             )
         parameter.copy_(shard)
     if parameters:
@@ -193,7 +195,9 @@ def export_hf_state(network: Qwen25VLNetwork, hf: Qwen2_5_VLConfig) -> Iterator[
         if rule.stage == stage:
             shard = parameters[rule.megatron].detach().contiguous()
             shards = _gather_shards(shard) if rule.layout.sharded else [shard]
-            tensors = [tensor.clone() if tensor is shard else tensor.contiguous() for tensor in rule.layout.merge(shards)]
+            tensors = [
+                tensor.clone() if tensor is shard else tensor.contiguous() for tensor in rule.layout.merge(shards)
+            ]
         if pipeline_size > 1:
             dtype = next(iter(parameters.values())).dtype
             tensors = [

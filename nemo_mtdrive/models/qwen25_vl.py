@@ -1,16 +1,17 @@
 """Qwen2.5-VL as the trainers see it: NeMo's model class behind NeMo-Aligner's interface, run by megatron's schedule.
 
-The same calls serve SFT and mtGRPO. A trainer sets `loss_function`, cuts its batch into micro-batches and does, each step::
+The same calls serve SFT and mtGRPO. A trainer sets `loss_function`, cuts its batch into micro-batches and does, each
+step::
 
     model.set_lr(lr)
     model.prepare_for_training_step()
     loss, metrics = model.get_loss_and_metrics(microbatches, forward_only=False)
     gradient_norm = model.finish_training_step()
 
-A micro-batch is a dict of tensors: tokens int64 [B, T], positions int64 [3, B, T], lengths int64 [B], and where there are
-images pixel_values float32 [N, 1176], image_grid_thw int64 [n, 3], image_index int64 [runs] (which of the n images feeds
-each run of placeholders); plus whatever the loss function reads. With scored bool [B, T] only those tokens get a log-prob
-(the others 0), which saves the output layer on prompts and images; without it all real tokens but the first do.
+A micro-batch is a dict of tensors: tokens int64 [B, T], positions int64 [3, B, T], lengths int64 [B], and where there
+are images pixel_values float32 [N, 1176], image_grid_thw int64 [n, 3], image_index int64 [runs] (which of the n images
+feeds each run of placeholders); plus whatever the loss function reads. With scored bool [B, T] only those tokens get a
+log-prob (the others 0), which saves the output layer on prompts and images; without it all real tokens but the first do.
 """
 
 from __future__ import annotations
@@ -143,7 +144,9 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
         """
         done, norm, _ = self._optimizer().step()
         if not done or norm is None or not math.isfinite(norm):
-            raise FloatingPointError(f"gradient norm {norm}: lower the learning rate and resume from the last checkpoint")
+            raise FloatingPointError(
+                f"gradient norm {norm}: lower the learning rate and resume from the last checkpoint"
+            )
         return float(norm)
 
     # ---- scoring

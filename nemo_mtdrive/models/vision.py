@@ -1,4 +1,4 @@
-"""The vision tower: NeMo's Qwen2.5-VL encoder, with attention per window or per image and geometry computed once a size.
+"""The vision tower: NeMo's Qwen2.5-VL encoder, attention per window or per image, geometry computed once a size.
 
 Patches of an image come in the order of HF's processor: merged cells row by row, the 2 x 2 patches of a cell together.
 Inside the tower the cells are reordered window by window; `forward` undoes that.
