@@ -313,9 +313,12 @@ CHOICES = {
     "transfer.link": ("shm", "zmq"),
 }
 
-MAY_BE_ZERO = frozenset(
-    ["seed", "scenes.seed", "environment.port", "environment.retries", "rollout.temperature", "reward.pdm_weight", "reward.format_weight", "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.two_turn_share", "sft.seed", "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "validation.every_steps", "validation.scenes", "checkpoint.every_steps", "logging.recorded_episodes"]
-)
+MAY_BE_ZERO = frozenset((
+    "seed", "scenes.seed", "environment.port", "environment.retries", "rollout.temperature", "reward.pdm_weight",
+    "reward.format_weight", "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.two_turn_share", "sft.seed",
+    "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "validation.every_steps",
+    "validation.scenes", "checkpoint.every_steps", "logging.recorded_episodes",
+))
 
 
 def _check_choices(config: Config) -> None:
