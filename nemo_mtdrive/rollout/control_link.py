@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -31,7 +32,7 @@ class ControlLink:
         self._trainer_timeout_s = trainer_timeout_s
         self._inbox: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
         inner = f"inproc://control-{id(self)}"
-        self._outbox = zmq.Context.instance().socket(zmq.PAIR)
+        self._outbox: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
         self._outbox.bind(inner)
         self._thread = threading.Thread(target=self._run, args=(inner,), name="control", daemon=True)
         self._thread.start()
@@ -59,7 +60,7 @@ class ControlLink:
         self._outbox.close(linger=0)
 
     def _run(self, inner: str) -> None:
-        context = zmq.Context.instance()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         outbox = context.socket(zmq.PAIR)
         outbox.connect(inner)
         trainer = context.socket(zmq.DEALER)
@@ -76,7 +77,7 @@ class ControlLink:
         heartbeat = time.monotonic()
         while True:
             now = time.monotonic()
-            ready = dict(poller.poll(max(0.0, 1000 * (heartbeat - now))))
+            ready = dict(poller.poll(max(0, math.ceil(1000 * (heartbeat - now)))))
             if outbox in ready:
                 frame = outbox.recv()
                 if not frame:

@@ -80,7 +80,8 @@ class NativeModel:
         ]
         # an image takes at most as many positions as tokens, so no position reaches max_context
         kind = config.rope_scaling.get("rope_type", "default")
-        self._cos, self._sin = self._rotary_table(*ROPE_INIT_FUNCTIONS[kind](config, device), max_context)
+        frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, device)
+        self._cos, self._sin = self._rotary_table(frequencies, scale, max_context)
         sections = torch.tensor(config.rope_scaling["mrope_section"])
         self._axis = torch.arange(3).repeat_interleave(sections).repeat(2).to(device)
         """[head_dim] 0, 1, 2: whether a dimension turns with the time, height or width position."""

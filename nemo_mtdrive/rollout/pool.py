@@ -9,7 +9,7 @@ it says so, when its connection stays closed, or when it is silent for too long;
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +54,7 @@ class WorkerPool:
         """Bind `endpoint`; `workers` are the names that will connect. Raises zmq.ZMQError for a busy endpoint."""
         if not workers or len(set(workers)) != len(workers):
             raise ValueError(f"workers={list(workers)}: give at least one name, each once")
-        self._socket = zmq.Context.instance().socket(zmq.ROUTER)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a worker that is gone is an error, not silence
         self._socket.setsockopt(zmq.MAXMSGSIZE, control.LARGEST_MESSAGE)
         self._socket.setsockopt(zmq.LINGER, 1000)
@@ -161,7 +161,7 @@ class WorkerPool:
         elif message.type == "weights_loaded":
             worker.version = message["version"]
 
-    def _wait(self, reached: Any, timeout_s: float, otherwise: str) -> None:
+    def _wait(self, reached: Callable[[_Worker], bool], timeout_s: float, otherwise: str) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
             missing = [name for name, worker in self._workers.items() if not reached(worker)]

@@ -85,13 +85,14 @@ def build_engine(
     weights: dict[str, torch.Tensor] | None,
     max_context: int = 1024,
     prefill_tokens: int = 2048,
+    dtype: torch.dtype = torch.float32,
 ) -> NativeEngine:
     engine = NativeEngine(
         config,
         stop_token=tokenizer.im_end,
         forbidden_tokens=tokenizer.forbidden,
         max_context=max_context,
-        dtype=torch.float32,
+        dtype=dtype,
         device=torch.device("cpu"),
         prefill_tokens=prefill_tokens,
     )

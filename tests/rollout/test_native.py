@@ -183,6 +183,15 @@ def test_a_small_prefill_budget_changes_nothing(tokenizer, reference):
             np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
 
 
+def test_bfloat16_stays_near_float32(tokenizer, reference):
+    engine = build_engine(small_config(tokenizer), tokenizer, reference.state_dict(), dtype=torch.bfloat16)
+    talks = play(engine, tokenizer, QUESTIONS, images(), FEEDBACK)
+    for talk, image in zip(talks, images(), strict=True):
+        own = talk.turn_of_token != NOT_OURS
+        gap = np.abs(teacher_forced(reference, talk.tokens, image) - talk.logprobs)[own]
+        assert talk.logprobs.dtype == np.float32 and 0 < gap.mean() < 0.05
+
+
 def test_tied_head(tokenizer):
     config = small_config(tokenizer, tied=True)
     reference = build_reference(config, scale=0.15)

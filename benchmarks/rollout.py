@@ -1,0 +1,172 @@
+"""Rollout speed: the native engine against HF `generate`, same tiny model, same prompts, sampling at temperature 1.
+
+    python benchmarks/rollout.py [--json] [--threads N]
+
+tokens/s are written tokens by wall time, prompts and images included. Three turns: HF computes the whole conversation
+anew each turn (its `generate` keeps no cache between calls), the engine only what is new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from nemo_mtdrive.dialogue.conversation import next_user_turn, open_conversation
+from nemo_mtdrive.dialogue.prompt import first_question
+from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
+from nemo_mtdrive.models.tiny import tiny_hf_config
+from nemo_mtdrive.rollout.native import NativeEngine
+from nemo_mtdrive.torchvision_ops import declare_torchvision_operators
+from nemo_mtdrive.transfer.images import grid_of, patchify
+
+NEW_TOKENS = 40
+GROUP = 8
+WARM_UP_SEED = 10**6
+FEEDBACK = (
+    "This was your previous trajectory prediction. Analyze this trajectory data and propose a revised prediction. "
+    "Trajectory Point 1: (+21.73, 0.0, 0.0) with Objects: (34.14, -0.85, 1.59, 10.26, 2.95, 4.39, -0.02, vehicle)."
+)
+
+
+class Setting:
+    """The model, its weights, the engine and a prompt with its image."""
+
+    def __init__(self, seed: int) -> None:
+        self.tokenizer = tokenizer = Tokenizer.load(TINY_TOKENIZER)
+        self.config = tiny_hf_config(
+            vocab_size=tokenizer.vocab_size, image_pad=tokenizer.image_pad, video_pad=tokenizer.video_pad,
+            vision_start=tokenizer.vision_start, vision_end=tokenizer.vision_end, im_start=tokenizer.im_start,
+            im_end=tokenizer.im_end,
+        )  # fmt: skip
+        declare_torchvision_operators()
+        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+        torch.manual_seed(seed)
+        self.reference = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(dict(self.config))).eval()
+        self.engine = NativeEngine(
+            self.config, stop_token=tokenizer.im_end, forbidden_tokens=tokenizer.forbidden.tolist(), max_context=2048,
+            dtype=torch.float32, device=torch.device("cpu"), prefill_tokens=4096,
+        )  # fmt: skip
+        self.engine.load_weights(self.reference.state_dict().items(), version=0)
+        self.image = np.random.default_rng(seed).integers(0, 256, (112, 224, 3), dtype=np.uint8)
+        history = np.array([[-9.44, 0.02, -0.02], [-6.21, -0.02, 0.0], [-3.05, -0.03, 0.0], [0.0, 0.0, 0.0]])
+        self.prompt = open_conversation(tokenizer, first_question(history, "GO STRAIGHT"), grid_of(self.image))
+        self.user_turn = next_user_turn(tokenizer, FEEDBACK)
+
+    def play_native(self, sequences: int, turns: int, seed: int = 0) -> tuple[int, list[np.ndarray], np.ndarray]:
+        """Tokens written, the conversations, and the log-probs of the first answer of the first sequence."""
+        groups = [[f"{scene}/{i}" for i in range(GROUP)] for scene in range(sequences // GROUP)]
+        names = [name for group in groups for name in group]
+        for group in groups:
+            self.engine.add(group, self.prompt, self.image)
+        written, texts, first = 0, dict.fromkeys(names, self.prompt), np.zeros(0)
+        for turn in range(turns):
+            if turn:
+                for name in names:
+                    self.engine.extend(name, self.user_turn)
+                    texts[name] = np.concatenate((texts[name], self.user_turn))
+            answers = self.engine.generate(names, NEW_TOKENS, 1.0, [seed + 1000 * turn + i for i in range(sequences)])
+            first = answers[names[0]].logprobs if turn == 0 else first
+            for name in names:
+                written += len(answers[name].tokens)
+                texts[name] = np.concatenate((texts[name], answers[name].tokens))
+        self.engine.remove(names)
+        return written, list(texts.values()), first
+
+    @torch.no_grad()
+    def play_hugging_face(self, sequences: int, turns: int) -> int:
+        """The same with `generate`: one batch a turn, left-padded by HF's convention; returns tokens written."""
+        pad, stop = self.tokenizer.end_of_text, self.tokenizer.im_end
+        pixels, grid = patchify([self.image] * sequences)
+        texts = [self.prompt.tolist() for _ in range(sequences)]
+        written = 0
+        for turn in range(turns):
+            if turn:
+                texts = [text + self.user_turn.tolist() for text in texts]
+            width = max(len(text) for text in texts)
+            ids = torch.tensor([[pad] * (width - len(text)) + text for text in texts])
+            mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
+            self.reference.rope_deltas = None
+            out = self.reference.generate(
+                input_ids=ids, attention_mask=mask, pixel_values=pixels, image_grid_thw=grid,
+                max_new_tokens=NEW_TOKENS, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=stop,
+                pad_token_id=pad, suppress_tokens=self.tokenizer.forbidden.tolist(),
+            )[:, width:]  # fmt: skip
+            for row, answer in enumerate(out.tolist()):
+                answer = answer[: answer.index(stop) + 1] if stop in answer else answer
+                texts[row] += answer
+                written += len(answer)
+        return written
+
+    @torch.no_grad()
+    def logprob_gap(self) -> float:
+        """Largest difference between the engine's and HF's log-prob over one answer."""
+        _, texts, logprobs = self.play_native(GROUP, 1)
+        ids = torch.from_numpy(texts[0].astype(np.int64))[None]
+        pixels, grid = patchify([self.image])
+        self.reference.rope_deltas = None
+        logits = self.reference(input_ids=ids, pixel_values=pixels, image_grid_thw=grid).logits
+        theirs = logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].numpy()[len(self.prompt) - 1 :]
+        return float(np.abs(theirs - logprobs).max())
+
+
+def best_rate(play: Callable[[], int], repeats: int) -> float:
+    """Tokens per second of the fastest of some runs: the machine has other work, which only ever slows a run down."""
+    rates = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        written = play()
+        rates.append(written / (time.perf_counter() - start))
+    return max(rates)
+
+
+def measure(threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    setting = Setting(seed=0)
+    setting.play_native(GROUP, 2, seed=WARM_UP_SEED)
+    figures: dict[str, float] = {}
+    peers: dict[str, float] = {}
+    for sequences, turns in ((8, 1), (32, 1), (32, 3)):
+        name = f"{sequences}_sequences_{turns}_turn{'s' if turns > 1 else ''}_tokens_per_s"
+        print(f"{name}: native engine, HF generate", file=sys.stderr)
+        figures[name] = best_rate(lambda s=sequences, t=turns: setting.play_native(s, t)[0], repeats=2)
+        if turns == 1 or sequences <= 8:
+            peers[f"hf_generate_{name}"] = best_rate(lambda s=sequences, t=turns: setting.play_hugging_face(s, t), 1)
+    name = "8_sequences_3_turns_tokens_per_s"
+    figures[name] = best_rate(lambda: setting.play_native(8, 3)[0], repeats=2)
+    peers[f"hf_generate_{name}"] = best_rate(lambda: setting.play_hugging_face(8, 3), 1)
+    ratios = {name: figures[name] / peers[f"hf_generate_{name}"] for name in figures if f"hf_generate_{name}" in peers}
+    figures["largest_logprob_gap_to_hf"] = setting.logprob_gap()
+    figures["parameters"] = float(sum(p.numel() for p in setting.reference.parameters()))
+    machine = {"cpu": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "threads": threads,
+               "torch": torch.__version__}  # fmt: skip
+    return {"benchmark": "rollout", "command": " ".join(["python", *sys.argv]), "machine": machine,
+            "figures": figures, "peers": peers, "ratios": ratios}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1: busy cores hurt more)")
+    arguments = parser.parse_args()
+    result = measure(arguments.threads)
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        for group in ("figures", "peers", "ratios"):
+            for name, value in result[group].items():
+                print(f"{group:8} {name:50} {value:.4g}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
