@@ -1,8 +1,9 @@
 """The front camera: a pinhole like NAVSIM's CAM_F0, and the picture it takes of a scene.
 
 CAM_F0 is 1920 x 1080 with f = 1545 px and centre (960, 560), mounted 1.65 m before the rear axle and 1.55 m above the
-ground, looking straight ahead. Another width scales it; another aspect ratio crops rows from the top (sky), never squashes.
-Ego frame: x forward, y left, z up from the ground under the rear axle. Camera frame: x right, y down, z forward.
+ground, looking straight ahead. Another width scales it; another aspect ratio crops rows from the top (sky), never
+squashes. Ego frame: x forward, y left, z up from the ground under the rear axle. Camera frame: x right, y down, z
+forward.
 """
 
 from __future__ import annotations

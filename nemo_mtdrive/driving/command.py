@@ -62,8 +62,8 @@ def generate_scenes(count: int, seed: int, out: Path, width: int, height: int, k
         SceneError: a bad number, or the folder holds scenes of other kinds or another size.
     """
     if count < 1 or seed < 0 or workers < 1 or width < 1 or height < 1:
-        raise SceneError(f"generate: got count={count} seed={seed} workers={workers} size={width}x{height}; set all to 1 "
-                         "or more (seed: 0 or more)")
+        raise SceneError(f"generate: got count={count} seed={seed} workers={workers} size={width}x{height}; set all to "
+                         "1 or more (seed: 0 or more)")
     mixture = dict(kinds) or dict(MIXTURE)
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, {"kinds": mixture, "width": width, "height": height})

@@ -1,4 +1,4 @@
-"""Trajectories [8, 3] of [x m, y m, heading rad] at t = 0.5 .. 4.0 s in the ego frame of t = 0: baselines, errors, resampling."""
+"""Trajectories [8, 3] of [x m, y m, heading rad] at t = 0.5 .. 4.0 s in the ego frame of t = 0."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def fde(predicted: Array, actual: Array) -> float:
 
 
 def interpolate_poses(times: Array, poses: Array, at: Array) -> Array:
-    """Poses [n, 3] known at `times` [n] -> linearly interpolated poses [m, 3] at `at` [m], headings the short way round.
+    """Poses [n, 3] known at `times` [n] -> poses [m, 3] at `at` [m], linear, headings the short way round.
 
     Times outside the known span give the nearest known pose.
     """
@@ -63,7 +63,7 @@ def interpolate_poses(times: Array, poses: Array, at: Array) -> Array:
 
 def dense(trajectory: Array, step_s: float) -> Array:
     """A trajectory [8, 3] with the origin put before it, resampled every `step_s` from 0 s to 4 s inclusive."""
-    count = int(round(TIMES[-1] / step_s)) + 1
+    count = round(float(TIMES[-1]) / step_s) + 1
     return interpolate_poses(np.concatenate([[0.0], TIMES]), np.vstack([np.zeros(3), trajectory]),
                              step_s * np.arange(count))
 

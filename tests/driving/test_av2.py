@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,8 @@ def test_recorded_ego_stays_on_the_road_and_clear(windows: list[Scene]) -> None:
         corners = box_corners(poses, vehicle.length, vehicle.width, vehicle.rear_axle_to_center)
         assert inside(scene.map, corners[::5].reshape(-1, 2)).all(), scene.scene_id
         for track in scene.tracks:
+            if np.hypot(*(track.states[:, 1:3] - scene.ego.rear_axle_pose[:2]).T).min() > 70.0:
+                continue
             annotated = (times >= track.states[0, 0] - 1e-6) & (times <= track.states[-1, 0] + 1e-6)
             if len(track.states) > 1:
                 others = box_corners(interpolate_poses(track.states[:, 0], track.states[:, 1:4], times),
@@ -77,7 +80,7 @@ def test_tracks(windows: list[Scene]) -> None:
         for track in scene.tracks:
             steps = track.states[:, 0] / 0.5
             np.testing.assert_allclose(steps, np.round(steps), atol=1e-9)
-            assert 0.0 <= track.states[0, 0] and track.states[-1, 0] <= 5.0
+            assert track.states[0, 0] >= 0.0 and track.states[-1, 0] <= 5.0
             if track.states[0, 0] == 0.0:  # nobody stands where the ego is: its own annotation is left out
                 assert not boxes_overlap(body, box_corners(track.states[:1, 1:4], track.size[0], track.size[1], 0.0))[0]
     last = [scene for scene in windows if scene.scene_id.endswith("-115")]
@@ -89,7 +92,7 @@ def test_routes_follow_the_lane_graph(windows: list[Scene]) -> None:
     for scene in windows:
         blocks = {block.id: block for block in scene.map.roadblocks}
         assert len(scene.route_roadblock_ids) >= 2
-        for before, after in zip(scene.route_roadblock_ids, scene.route_roadblock_ids[1:], strict=False):
+        for before, after in pairwise(scene.route_roadblock_ids):
             joined += after in blocks[before].outgoing
             total += 1
     assert joined / total > 0.95

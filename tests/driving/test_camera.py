@@ -82,7 +82,8 @@ def test_brake_lights(scenes: list[Scene]) -> None:
 
 
 @pytest.mark.parametrize("kind, size, far", [("pedestrian", (0.6, 0.6, 1.7), 30.0), ("bicycle", (1.8, 0.6, 1.7), 30.0),
-                                             ("traffic_cone", (0.4, 0.4, 0.8), 20.0), ("barrier", (1.5, 0.4, 1.0), 20.0),
+                                             ("traffic_cone", (0.4, 0.4, 0.8), 20.0),
+                                             ("barrier", (1.5, 0.4, 1.0), 20.0),
                                              ("generic_object", (0.8, 0.8, 1.0), 20.0)])
 def test_objects_can_be_seen(scenes: list[Scene], kind: str, size: tuple[float, float, float], far: float) -> None:
     scene = replace(scenes[0], tracks=(), traffic_lights=())

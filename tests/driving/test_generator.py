@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,7 +106,7 @@ def test_command_agrees_with_the_route(scenes: list[Scene]) -> None:
         blocks = {block.id: block for block in scene.map.roadblocks}
         lanes = {lane.id: lane for lane in scene.map.lanes}
         route = scene.route_roadblock_ids
-        for before, after in zip(route, route[1:], strict=False):
+        for before, after in pairwise(route):
             assert after in blocks[before].outgoing and before in blocks[after].incoming
         turn = 0.0
         for name in route:
@@ -155,7 +157,7 @@ def test_distribution_is_worth_learning(scenes: list[Scene]) -> None:
     assert speeds.min() < 3.0 and speeds.max() > 10.0
 
 
-def test_save_and_load(scenes: list[Scene], tmp_path) -> None:
+def test_save_and_load(scenes: list[Scene], tmp_path: Path) -> None:
     for scene in scenes[:5]:
         save_scene(scene, tmp_path / "scene.json")
         loaded = load_scene(tmp_path / "scene.json")

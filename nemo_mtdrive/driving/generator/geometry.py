@@ -24,7 +24,7 @@ def left_of(vector: Array) -> Array:
 
 def straight(start: Array, end: Array, step: float) -> Array:
     """Points from start to end, about `step` apart."""
-    count = max(2, int(math.ceil(float(np.hypot(*(end - start))) / step)) + 1)
+    count = max(2, math.ceil(float(np.hypot(*(end - start))) / step) + 1)
     return start + np.linspace(0.0, 1.0, count)[:, None] * (end - start)
 
 
@@ -37,7 +37,7 @@ def offset(line: Array, distance: float) -> Array:
 
 def bend(length: float, angle: float, step: float) -> Array:
     """A curve from the origin along +x that turns by `angle` [rad] over `length` [m] with ramped curvature."""
-    count = max(8, int(math.ceil(length / step)) + 1)
+    count = max(8, math.ceil(length / step) + 1)
     middle = (np.arange(count - 1) + 0.5) / (count - 1)
     peak = 1.0 / (1.0 - RAMP)
     rising = peak * middle**2 / (2 * RAMP)
@@ -93,7 +93,7 @@ class Path:
         line = np.vstack([line, line[-1] + 150.0 * final / np.hypot(*final)])
         distance = np.concatenate([[0.0], np.cumsum(np.sqrt((np.diff(line, axis=0) ** 2).sum(1)))])
         self.s = np.arange(0.0, distance[-1], self.SPACING)
-        self.points = np.column_stack([np.interp(self.s, distance, line[:, 0]), np.interp(self.s, distance, line[:, 1])])
+        self.points = np.column_stack([np.interp(self.s, distance, line[:, k]) for k in (0, 1)])
         tangent = np.gradient(self.points, axis=0)
         self.heading = np.unwrap(np.arctan2(tangent[:, 1], tangent[:, 0]))
         self.heading = _smooth(self.heading, 5)

@@ -18,7 +18,7 @@ _RANK = {"straight": 0, "right": 1, "left": 2}
 
 @dataclass(frozen=True)
 class Signal:
-    """The lights of a crossing in scene time: the main road is green from `main_green_from` on, the other till 3 s before."""
+    """A crossing's lights in scene time: the main road is green from `main_green_from`, the other until 3 s before."""
 
     main_green_from: float
 
@@ -150,7 +150,8 @@ class Crossings:
                 continue
             gap = meet[0] - 0.5 - driver.nose
             before = meet[1] - driver.body.width / 2 - walker.walked
-            if 0.2 < before < 1.6 and -driver.body.length - 1.0 < gap < driver.speed**2 / 6.0 + 1.0 and driver.speed > 1.0:
+            cannot_stop = -driver.body.length - 1.0 < gap < driver.speed**2 / 6.0 + 1.0 and driver.speed > 1.0
+            if 0.2 < before < 1.6 and cannot_stop:
                 return True
         return False
 

@@ -1,4 +1,4 @@
-"""`generate`: one seed, one scene: a road, a situation, a simulated expert that neither collides nor leaves the road."""
+"""`generate`: one seed, one scene: a road, a situation, an expert that neither collides nor leaves the road."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ ATTEMPTS = 60
 REACTION_STEPS = 2
 """Drivers decide anew every second step (0.2 s)."""
 HARDEST_EXPERT_BRAKING = 3.9
-PEDESTRIAN_SIZE = (0.6, 0.65, 1.72)
 
 _COMMANDS = {"left": "TURN LEFT", "straight": "GO STRAIGHT", "right": "TURN RIGHT"}
 
@@ -126,7 +125,7 @@ def _decisions(cast: Cast, conflicts: list[Conflict], crossings: Crossings, pose
 
 def _row(time: float) -> int:
     """Index into a trace of the scene time [s]."""
-    return int(round((time + WARM_UP_S) / STEP_S))
+    return round((time + WARM_UP_S) / STEP_S)
 
 
 def _trace(driver: Driver) -> Array:
@@ -156,13 +155,13 @@ def _sound(cast: Cast, scene_map: SceneMap) -> bool:
         return False
     bodies = [box_corners(center_poses(d)[window], d.body.length + 0.2, d.body.width + 0.2, 0.0)
               for d in cast.drivers[1:]]
-    bodies += [box_corners(np.array(w.trace)[window, :3], PEDESTRIAN_SIZE[0] + 0.2, PEDESTRIAN_SIZE[1] + 0.2, 0.0)
+    bodies += [box_corners(np.array(w.trace)[window, :3], w.size[0] + 0.2, w.size[1] + 0.2, 0.0)
                for w in cast.pedestrians]
     return not any(boxes_overlap(corners, body).any() for body in bodies)
 
 
 def inside(scene_map: SceneMap, points: Array) -> np.ndarray:
-    """Whether points [n, 2] lie in the drivable area, as NAVSIM has it (roadblocks, intersections, car parks): bool [n]."""
+    """Whether points [n, 2] lie in the drivable area (roadblocks, intersections, car parks; as NAVSIM): bool [n]."""
     areas = [b.polygon for b in scene_map.roadblocks if b.kind == "roadblock"]
     areas += [a.polygon for a in scene_map.intersections + scene_map.carparks]
     result = np.zeros(len(points), dtype=bool)
@@ -217,4 +216,4 @@ def _vehicle_track(driver: Driver) -> Track:
 
 def _pedestrian_track(walker: Pedestrian) -> Track:
     trace = np.array(walker.trace)[[_row(time) for time in _TRACK_TIMES]]
-    return Track(walker.name, "pedestrian", np.array(PEDESTRIAN_SIZE), np.column_stack([_TRACK_TIMES, trace]))
+    return Track(walker.name, "pedestrian", np.array(walker.size), np.column_stack([_TRACK_TIMES, trace]))

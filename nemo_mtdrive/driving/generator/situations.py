@@ -163,13 +163,13 @@ class Casting:
             begins = reaches - max(to_lane, 0.5) / speed
             side = np.array([-direction[1], direction[0]]) * float(rng.uniform(-1.0, 1.0))
             total = float(np.hypot(*(end - begin))) + float(rng.uniform(2.0, 6.0))
-            walker = Pedestrian(f"walker{k}", begin + side, direction, total, speed, begins, True, walk.arm)
+            walker = Pedestrian(f"person{k}", self._person(), begin + side, direction, total, speed, begins, True, walk.arm)
             if begins < -WARM_UP_S:
                 walker.walked, walker.now = (-WARM_UP_S - begins) * speed, speed
             self.pedestrians.append(walker)
 
     def _ego_crosswalk(self) -> Crosswalk:
-        """The crosswalk that the expert will drive over: behind the turn, or before the crossing if there are no lights."""
+        """The crosswalk that the expert will drive over: behind the turn or, without lights, maybe before it."""
         if self.route.stop is None:
             return self.road.crosswalks[0]
         leaving = {"right": 1, "straight": 2, "left": 3}[self.route.movement]
@@ -228,7 +228,7 @@ class Casting:
     def _add_strollers(self, expert: Driver) -> None:
         """People on the pavement who do not cross: not everybody at the roadside is a reason to brake."""
         rng, path = self.rng, self.path
-        for k in range(int(rng.integers(0, 4))):
+        for _ in range(int(rng.integers(0, 4))):
             s = expert.s + float(rng.uniform(25.0, 110.0))
             if self.route.stop is not None and s > self.route.stop - 6.0:
                 continue
@@ -238,13 +238,18 @@ class Casting:
             direction = float(rng.choice([-1.0, 1.0])) * np.array([math.cos(heading), math.sin(heading)])
             # on a curve a straight walk would lead off the pavement
             speed = 0.0 if self.road.kind == "curve" or rng.random() < 0.3 else float(rng.uniform(0.8, 1.5))
-            self.pedestrians.append(Pedestrian(f"stroller{k}", start, direction, 30.0, speed, -60.0, False))
+            name = f"person{len(self.pedestrians)}"
+            self.pedestrians.append(Pedestrian(name, self._person(), start, direction, 30.0, speed, -60.0, False))
 
     def _path(self, route: Route) -> Path:
         key = id(route)
         if key not in self._paths:
             self._paths[key] = Path(route.line, TRAFFIC_LATERAL_ACCELERATION, 1.8)
         return self._paths[key]
+
+    def _person(self) -> tuple[float, float, float]:
+        rng = self.rng
+        return float(rng.uniform(0.45, 0.7)), float(rng.uniform(0.5, 0.75)), float(rng.uniform(1.5, 1.92))
 
     def _body(self) -> Body:
         rng = self.rng

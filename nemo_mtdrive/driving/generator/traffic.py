@@ -1,8 +1,8 @@
 """Road users: drivers that follow a line with the Intelligent Driver Model, and pedestrians that cross or stroll.
 
 Everyone sees everyone: a driver takes the nearest body that reaches into the strip ahead of it as its leader, be it
-another car, the expert or somebody merging; stop lines, crosswalks in use and crossing traffic with priority are standing
-leaders. `Driver` serves for the expert (the ego) and for the traffic alike.
+another car, the expert or somebody merging; stop lines, crosswalks in use and crossing traffic with priority are
+standing leaders. `Driver` serves for the expert (the ego) and for the traffic alike.
 """
 
 from __future__ import annotations
@@ -145,9 +145,11 @@ class Driver:
 
 @dataclass
 class Pedestrian:
-    """Walks from `start` [2] along `direction` [2] at `speed` from time `begins` until `distance` m are done."""
+    """Somebody of a `size` (length, width, height) m who walks from `start` [2] along `direction` [2]
+    at `speed` from time `begins` until `distance` m are done."""
 
     name: str
+    size: tuple[float, float, float]
     start: Array
     direction: Array
     distance: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -20,8 +21,10 @@ LANE_NEAR_M = 1.5
 
 SKIN: Colour = (226, 176, 148)
 TROUSERS: Colour = (40, 46, 70)
-CLOTHES: tuple[Colour, ...] = ((214, 40, 40), (246, 160, 20), (30, 120, 210), (150, 40, 150), (240, 220, 60), (20, 150, 110))
+CLOTHES: tuple[Colour, ...] = ((214, 40, 40), (246, 160, 20), (30, 120, 210), (150, 40, 150), (240, 220, 60),
+                               (20, 150, 110))
 TYRE: Colour = (26, 26, 28)
+SHADOW: Colour = (58, 60, 62)
 ORANGE: Colour = (240, 106, 20)
 
 
@@ -41,17 +44,17 @@ def paint_bodies(canvas: Canvas, scene: Scene) -> None:
         if distance < FAR_M and canvas.sees(np.array([x, y]), float(track.size[0])):
             add(distance, _painter(canvas, scene, track, (x, y, heading)))
     for signal in signals(scene):
-        add(canvas.distance(signal.head), lambda signal=signal: paint_signal(canvas, signal))
+        add(canvas.distance(signal.head), partial(paint_signal, canvas, signal))
     for place, size in trees(scene):
         if canvas.sees(place, 3.0):
-            add(canvas.distance(np.append(place, 1.5)), lambda place=place, size=size: paint_tree(canvas, place, size))
+            add(canvas.distance(np.append(place, 1.5)), partial(paint_tree, canvas, place, size))
     for _, _, job in sorted(jobs, key=lambda entry: entry[:2]):
         job()
 
 
 def _painter(canvas: Canvas, scene: Scene, track: Track, pose: Pose) -> Callable[[], None]:
-    # the same in every scene of a log: its token and its size to the centimetre
-    seed = zlib.crc32(f"{track.token}{track.size[0]:.2f}".encode())
+    # colours stay the same in every scene of a log, and say nothing of what somebody is about to do
+    seed = zlib.crc32(f"{track.token}{np.round(track.size, 2).tolist()}".encode())
     if track.type == "vehicle":
         lit = is_braking(track) and not _parked(scene, track)
         return lambda: paint_vehicle(canvas, pose, track.size, seed, lit)
@@ -100,8 +103,8 @@ def _paint_person(canvas: Canvas, pose: Pose, height: float, seed: int, riding: 
              card([(0.16 + spread, 0.0), (0.02 + spread, 0.0), (0.0, 0.5), (0.18, 0.5)]),
              card([(-0.22, 0.46), (0.22, 0.46), (0.28, 0.8), (0.16, 0.86), (-0.16, 0.86), (-0.28, 0.8)])]
     if not riding:
-        canvas.fill_ground(np.array([[x - 0.3, y - 0.35], [x + 0.3, y - 0.35], [x + 0.3, y + 0.35], [x - 0.3, y + 0.35]]),
-                           (58, 60, 62))
+        shadow = np.array([[-0.3, -0.35], [0.3, -0.35], [0.3, 0.35], [-0.3, 0.35]])
+        canvas.fill_ground(np.array([x, y]) + shadow, SHADOW)
     legs = canvas.hazy(TROUSERS, distance)
     canvas.fill_all(cards, [legs, legs, canvas.hazy(coat, distance)])
     canvas.disk(np.array([x, y, base + 0.925 * height]), 0.075 * height, canvas.hazy(SKIN, distance))

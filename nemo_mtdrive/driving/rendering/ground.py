@@ -1,4 +1,4 @@
-"""The ground of the picture: pavement, asphalt, crosswalks, stop lines and lane markings, read off the map's polygons."""
+"""The ground of the picture: pavement, asphalt, crosswalks, stop lines, lane markings, read off the map's polygons."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from nemo_mtdrive.driving.rendering.canvas import Canvas, Colour
-from nemo_mtdrive.driving.scene import Array, Lane, Scene, SceneMap, to_ego_frame
+from nemo_mtdrive.driving.scene import Array, Lane, Scene, SceneMap
 
 ASPHALT: Colour = (84, 86, 90)
 PAVEMENT: Colour = (168, 164, 156)
@@ -44,11 +44,15 @@ class _View:
 
     def __init__(self, canvas: Canvas, scene: Scene) -> None:
         self.canvas = canvas
-        self._origin = scene.ego.rear_axle_pose
+        x, y, heading = scene.ego.rear_axle_pose.tolist()
+        self._origin = np.array([x, y])
+        cos, sin = math.cos(heading), math.sin(heading)
+        self._turn = np.array([[cos, -sin], [sin, cos]])
 
     def local(self, points: Array) -> Array:
         """Map-frame points [n, 2] in the ego frame."""
-        return to_ego_frame(np.column_stack([points, np.zeros(len(points))]), self._origin)[:, :2]
+        local: Array = (points - self._origin) @ self._turn
+        return local
 
     def may_be_seen(self, points: Array) -> bool:
         """Whether the points' bounding box reaches into the view."""
@@ -58,7 +62,8 @@ class _View:
     def stretches(self, line: Array) -> list[Array]:
         """The parts of a polyline [n, 2] that lie ahead, each [m, 2] with a vertex at least every 3 m."""
         line = _dense(line, 2.0)
-        ahead = (line[:, 0] > self.canvas.nearest_ground - 0.3) & (line[:, 0] < FAR_M) & (np.abs(line[:, 1]) < line[:, 0] + 12.0)
+        x, y = line[:, 0], line[:, 1]
+        ahead = (x > self.canvas.nearest_ground - 0.3) & (x < FAR_M) & (np.abs(y) < x + 12.0)
         edges = np.flatnonzero(np.diff(np.concatenate([[False], ahead, [False]]).astype(np.int8))).tolist()
         found = [line[max(start - 1, 0) : stop + 1] for start, stop in zip(edges[::2], edges[1::2], strict=True)]
         return [stretch for stretch in found if len(stretch) > 1]

@@ -12,8 +12,8 @@ from nemo_mtdrive.driving.scene import Array
 Pose = tuple[float, float, float]
 """(x, y, heading) in the ego frame."""
 
-PAINTS: tuple[Colour, ...] = ((206, 208, 212), (60, 62, 68), (28, 30, 34), (160, 36, 36), (38, 74, 150), (236, 236, 232),
-                              (116, 118, 122), (176, 164, 132), (30, 92, 70))
+PAINTS: tuple[Colour, ...] = ((206, 208, 212), (60, 62, 68), (28, 30, 34), (160, 36, 36), (38, 74, 150),
+                              (236, 236, 232), (116, 118, 122), (176, 164, 132), (30, 92, 70))
 GLASS: Colour = (34, 44, 56)
 TYRE: Colour = (24, 24, 26)
 SHADOW: Colour = (46, 48, 52)

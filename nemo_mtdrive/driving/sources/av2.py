@@ -1,9 +1,9 @@
 """Argoverse 2 sensor logs as scenes: windows of 2 s history and 4 s future every 0.5 s.
 
-Ego frame and vehicle are AV2's own: the origin is the rear axle, the car a Ford Fusion. Positions stay in the city frame.
-The logs have no lights and no camera pictures here, so pictures are drawn by `driving.camera`. The command comes from
-where the ego went (NAVSIM's rule of thumb: more than 2 m to a side within the window), since the logs hold no route;
-it is therefore a hint at the future and should not be called navigation.
+Ego frame and vehicle are AV2's own: the origin is the rear axle, the car a Ford Fusion. Positions stay in the city
+frame. The logs have no lights and no camera pictures here, so pictures are drawn by `driving.camera`. The command comes
+from where the ego went (NAVSIM's rule of thumb: more than 2 m to a side within the window), since the logs hold no
+route; it is therefore a hint at the future and should not be called navigation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nemo_mtdrive.driving.camera import render
 from nemo_mtdrive.driving.scene import Array, Ego, Scene, SceneError, SceneMap, Track, Vehicle, to_ego_frame
 from nemo_mtdrive.driving.sources.av2_map import read_map
-from nemo_mtdrive.driving.sources.av2_route import driven_route
+from nemo_mtdrive.driving.sources.av2_route import driven_route, lanes_under
 from nemo_mtdrive.driving.sources.lru import LRU, images_kept
 from nemo_mtdrive.driving.sources.procedural import with_camera
 
@@ -49,7 +49,7 @@ TRACK_TYPE_OF = {category: kind for kind, names in _TYPES.items() for category i
 
 @dataclass(frozen=True)
 class Log:
-    """One log at 10 Hz: times [n] s, ego [n, 7] x, y, heading, forward and sideways speed, and accelerations; tracks."""
+    """One log at 10 Hz: times [n] s; ego [n, 7] x, y, heading, velocity and acceleration forward and left; tracks."""
 
     name: str
     times: Array
@@ -57,6 +57,8 @@ class Log:
     tracks: tuple[tuple[str, str, Array, NDArray[np.int64], Array], ...]
     """(token, type, size [3], frames [m], rows [m, 5] x, y, heading, vx, vy) of each track, in the city frame."""
     map: SceneMap
+    lanes: tuple[str | None, ...]
+    """The lane under the ego at every fifth frame."""
 
     def windows(self) -> list[int]:
         """Frames that can be t = 0."""
@@ -94,7 +96,9 @@ def read_log(folder: Path) -> Log:
     rotation, position = _rotations(frames), frames[_PLACE].to_numpy(dtype=np.float64)
     heading = np.unwrap(np.arctan2(rotation[:, 1, 0], rotation[:, 0, 0]))
     ego = np.column_stack([position[:, :2], heading, _motion(position[:, :2], heading, times)])
-    return Log(folder.name, times, ego, _tracks_of(boxes, stamps, rotation, position, times), read_map(folder / "map"))
+    tracks = _tracks_of(boxes, stamps, rotation, position, times)
+    scene_map = read_map(folder / "map")
+    return Log(folder.name, times, ego, tracks, scene_map, lanes_under(scene_map, ego[::STRIDE, :3]))
 
 
 def _rotations(frame: pd.DataFrame) -> Array:
@@ -165,7 +169,7 @@ def cut(log: Log, frame: int) -> Scene:
         kind="av2/moving" if log.ego[frame, 3] > MOVING_MPS else "av2/standing",
         ego=Ego(pose, log.ego[frame, 3:5].copy(), log.ego[frame, 5:7].copy(), VEHICLE),
         map=log.map,
-        route_roadblock_ids=driven_route(log.map, log.ego[frame:, :3]),
+        route_roadblock_ids=driven_route(log.map, log.lanes[frame // STRIDE :]),
         traffic_lights=(),
         tracks=_tracks(log, frame),
         history=poses[frame - 3 * STRIDE : frame + 1 : STRIDE],

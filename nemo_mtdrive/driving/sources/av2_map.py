@@ -49,7 +49,7 @@ def _scene_map(data: Mapping[str, Any]) -> SceneMap:
     polygons = {lane.id: lane.polygon for lane in lanes}
     roadblocks = tuple(_roadblock(name, members, segments, polygons, block_of, drivable)
                        for name, members in blocks.items())
-    inside = [shapely.Polygon(polygons[key]).buffer(0) for key, segment in segments.items() if segment["is_intersection"]]
+    inside = [shapely.Polygon(polygons[key]).buffer(0) for key in segments if segments[key]["is_intersection"]]
     crossings = [part for part in _parts(shapely.union_all(inside).intersection(drivable)) if part.area > _SMALLEST_M2]
     return SceneMap(
         roadblocks, lanes,

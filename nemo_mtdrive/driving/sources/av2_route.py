@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import shapely
 
 from nemo_mtdrive.driving.scene import Array, Lane, SceneMap
 
-LOOK_EVERY = 5
 AHEAD_M = 120.0
 _LARGEST_DETOUR = 4
 
 
-def driven_route(scene_map: SceneMap, poses: Array) -> tuple[str, ...]:
-    """Roadblock ids under `poses` [n, 3] (rear axle, city frame) and 120 m further along the straightest successors."""
+def lanes_under(scene_map: SceneMap, poses: Array) -> tuple[str | None, ...]:
+    """The lane under each of the poses [n, 3] (rear axle, city frame), None off the lanes."""
+    shapes = {lane.id: shapely.Polygon(lane.polygon) for lane in scene_map.lanes}
+    return tuple(_lane_at(scene_map.lanes, shapes, pose) for pose in poses)
+
+
+def driven_route(scene_map: SceneMap, driven: Sequence[str | None]) -> tuple[str, ...]:
+    """Roadblock ids along the lanes that were driven (`lanes_under`) and 120 m further along the straightest ones."""
     lanes = {lane.id: lane for lane in scene_map.lanes}
     under: list[str] = []
-    shapes = {lane.id: shapely.Polygon(lane.polygon) for lane in scene_map.lanes}
-    for pose in poses[::LOOK_EVERY]:
-        found = _lane_at(scene_map.lanes, shapes, pose)
+    for found in driven:
         if found is not None and (not under or under[-1] != found):
             under += _between(lanes, under[-1], found) if under else []
             under.append(found)
@@ -52,7 +55,7 @@ def _lane_at(lanes: Iterable[Lane], shapes: dict[str, shapely.Polygon], pose: Ar
 
 def _between(lanes: dict[str, Lane], start: str, end: str) -> list[str]:
     """Lanes strictly between two lanes along successors, [] when they join or no short way is found."""
-    queue = deque([(start, ())])  # type: deque[tuple[str, tuple[str, ...]]]
+    queue: deque[tuple[str, tuple[str, ...]]] = deque([(start, ())])
     while queue:
         lane_id, way = queue.popleft()
         for after in lanes[lane_id].outgoing:

@@ -23,7 +23,7 @@ class SceneFiles:
     def __init__(self, path: str, count: int, width: int, height: int) -> None:
         folder = Path(path)
         if not folder.is_dir():
-            raise SceneError(f"{path or '(empty path)'}: no such folder of scene files; set it, or generate scenes first")
+            raise SceneError(f"{path or '(empty path)'}: no such folder of scene files; set it or generate some")
         names = sorted(file.name for file in folder.glob("*.json") if not file.name.startswith("."))
         if not names:
             raise SceneError(f"{path}: no scene files (*.json) in it; generate scenes there or set another folder")
@@ -51,8 +51,8 @@ class SceneFiles:
         picture = read_picture(file.parent / scene.camera.file)
         width, height = self._size
         if (width or height) and picture.shape[:2] != (height, width):
-            raise SceneError(f"{file}: its picture is {picture.shape[1]} x {picture.shape[0]}, wanted {width} x {height}; "
-                             "set the image size to it or write the scenes anew")
+            raise SceneError(f"{file}: its picture is {picture.shape[1]} x {picture.shape[0]}, wanted {width} x "
+                             f"{height}; set the image size to it or write the scenes anew")
         return picture
 
 

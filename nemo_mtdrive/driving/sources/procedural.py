@@ -21,8 +21,8 @@ class ProceduralScenes:
 
     def __init__(self, count: int, seed: int, kinds: Mapping[str, float], width: int, height: int) -> None:
         if count < 1 or seed < 0 or width < 1 or height < 1:
-            raise SceneError(f"procedural scenes: got count={count} seed={seed} size={width}x{height}; set count and the "
-                             "size to 1 or more, seed to 0 or more")
+            raise SceneError(f"procedural scenes: got count={count} seed={seed} size={width}x{height}; set count and "
+                             "the size to 1 or more, seed to 0 or more")
         self._seeds = {scene_id(number): number for number in range(seed, seed + count)}
         self._kinds = dict(kinds)
         self._size = (width, height)
