@@ -145,8 +145,10 @@ class Driver:
 
 @dataclass
 class Pedestrian:
-    """Somebody of a `size` (length, width, height) m who walks from `start` [2] along `direction` [2]
-    at `speed` from time `begins` until `distance` m are done."""
+    """Somebody of a `size` (length, width, height) m who walks from `start` [2] along `direction` [2] at `speed` m/s.
+
+    The walk begins at the time `begins` and is over after `distance` m; `crossing` tells whether it leads over the road.
+    """
 
     name: str
     size: tuple[float, float, float]
