@@ -231,7 +231,9 @@ def run_processes(config: Config, run_dir: Path, on_event: Callable[[dict[str, o
 def _threads(count: int) -> dict[str, str]:
     """Environment that keeps every maths library of a process to `count` threads."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-    return {name: str(count) for name in names} | {"TORCHDYNAMO_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # threads that spin while they wait starve the other processes of a machine with few cores
+    return {name: str(count) for name in names} | {
+        "OMP_WAIT_POLICY": "PASSIVE", "TORCHDYNAMO_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class _LineReader:

@@ -80,8 +80,9 @@ def _worker_parts(config: Config, endpoints: Endpoints) -> WorkerParts:
 
     tokenizer = load_tokenizer(config)
     rollout, transfer = config.rollout, config.transfer
+    hf = hf_config(config, tokenizer)
     engine = NativeEngine(
-        hf_config(config, tokenizer), stop_token=tokenizer.im_end, forbidden_tokens=tokenizer.forbidden.tolist(),
+        hf, stop_token=tokenizer.im_end, forbidden_tokens=tokenizer.forbidden_below(hf["vocab_size"]).tolist(),
         max_context=rollout.max_context, dtype=getattr(torch, rollout.dtype), device=torch.device(_device_name()),
         prefill_tokens=PREFILL_TOKENS)
     folder = RunFolder(SHM_ROOT, endpoints.run_id)

@@ -18,7 +18,7 @@ from nemo_mtdrive.data.multi_turn import two_turn
 from nemo_mtdrive.data.single_turn import single_turn
 from nemo_mtdrive.driving.sources import SceneSource, open_scenes
 from nemo_mtdrive.image_key import image_key
-from nemo_mtdrive.pdm.agent import PDMAgent, Reviewer
+from nemo_mtdrive.pdm.agent import PDMAgent
 from nemo_mtdrive.process import die_with_parent
 
 CHUNK = 20
@@ -78,7 +78,7 @@ def curate(task: CurationTask, scene_ids: Sequence[str], workers: int, advance: 
     return counts
 
 
-_process: tuple[CurationTask, SceneSource, Reviewer]
+_process: tuple[CurationTask, SceneSource, PDMAgent]
 
 
 def _open(task: CurationTask) -> None:
@@ -97,7 +97,7 @@ def _curate_chunk(scene_ids: list[str], path: Path) -> Counter[str]:
         write_image(task.out / "images", key, image)
         if "single_turn" in task.kinds:
             lines.append(single_turn(scene, key))
-        if "two_turn" in task.kinds and (line := two_turn(scene, key, agent, task.perception)) is not None:
+        if "two_turn" in task.kinds and (line := two_turn(scene, key, agent)) is not None:
             lines.append(line)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))

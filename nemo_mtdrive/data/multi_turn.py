@@ -13,10 +13,10 @@ from nemo_mtdrive.dialogue.answer import parse_answer
 from nemo_mtdrive.dialogue.prompt import answer_text
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.driving.trajectory import constant_velocity
-from nemo_mtdrive.pdm.agent import Reviewer
+from nemo_mtdrive.pdm.agent import PDMAgent
 
 
-def two_turn(scene: Scene, image_key: str, agent: Reviewer, perception: str) -> dict[str, Any] | None:
+def two_turn(scene: Scene, image_key: str, agent: PDMAgent) -> dict[str, Any] | None:
     """One line of two-turn data from the constant-velocity driver, or None where it breaks no rule.
 
     What is reviewed is the trajectory as written (two decimals), as in an episode.
@@ -25,8 +25,8 @@ def two_turn(scene: Scene, image_key: str, agent: Reviewer, perception: str) -> 
     written = parse_answer(first).trajectory
     if written is None:
         return None
-    (review,) = agent.review(scene, written[None])
-    if not review.feedback:
+    feedback = agent.feedback(scene, written)
+    if not feedback:
         return None
     return {
         "id": f"{scene.scene_id}/two_turn/constant_velocity",
@@ -35,10 +35,10 @@ def two_turn(scene: Scene, image_key: str, agent: Reviewer, perception: str) -> 
         "messages": [
             {"role": "user", "content": IMAGE_PLACEHOLDER + question(scene)},
             {"role": "assistant", "content": first},
-            {"role": "user", "content": review.feedback},
+            {"role": "user", "content": feedback},
             {"role": "assistant", "content": human_answer(scene)},
         ],
         "images": [f"images/{image_key}.png"],
         "provenance": {"source": scene.source, "licence": scene.licence, "target": "human",
-                       "turn_1": "constant_velocity", "perception": perception, "scores": review.scores},
+                       "turn_1": "constant_velocity", "perception": agent.perception},
     }

@@ -61,6 +61,17 @@ class PDMAgent:
         """The scene's prepared data, kept for the reviews that follow."""
         return self._cache.get(scene)
 
+    def feedback(self, scene: Scene, trajectory: Array) -> str:
+        """The feedback of `review` to one trajectory [8, 3], without its scores: EP's reference is not planned.
+
+        Raises:
+            ValueError: another shape, or a number that is not finite.
+        """
+        plan = check_trajectories(np.asarray(trajectory)[None])
+        prepared = self.prepare(scene)
+        found = find_violations(prepared.measure(prepared.simulate(plan)), 0)
+        return feedback_text(violations_of(prepared, found), plan[0])
+
     def review(self, scene: Scene, trajectories: Array) -> list[Review]:
         """Score trajectories [B, 8, 3] in the ego frame and find their violations.
 

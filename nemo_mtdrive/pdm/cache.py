@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +40,21 @@ class PreparedScene:
     """[P] polygons of `drivable` that are lanes of the route."""
     centerline: Array
     """[n, 2] line along which progress counts."""
-    reference: Array
-    """[41, 3] PDM-Closed's plan, map frame, not simulated."""
-    reference_progress_m: float
-    """Its progress x NC x DAC under this perception, which EP is held against."""
+
+    @cached_property
+    def reference(self) -> Array:
+        """[41, 3] PDM-Closed's plan, map frame, not simulated; planned when it is first asked for (three quarters of the
+        time that a scene takes, and feedback does without)."""
+        start_us = clock_us(self.scene)
+        planned_us = start_us + np.arange(OBSERVED_STEPS) * round(STEP_S * 1e6)
+        planned = plan(self.scene, self.drivable, self.route, self.on_route)[None]
+        poses: Array = interpolate_poses(planned, planned_us, sample_times_us(start_us))[0]
+        return poses
+
+    @cached_property
+    def reference_progress_m(self) -> float:
+        """Its progress x NC x DAC under this perception, which EP is held against."""
+        return float(self.measure(simulate(self.reference[None], self.scene.ego)).clean_progress_m[0])
 
     def simulate(self, trajectories: Array) -> Array:
         """Checked trajectories [B, 8, 3] -> simulated states [B, 41, 11]."""
@@ -55,7 +67,7 @@ class PreparedScene:
 
 
 def prepare(scene: Scene, perception: str) -> PreparedScene:
-    """Build the map arrays, the observation, the route and PDM-Closed's reference of a scene.
+    """Build the map arrays, the observation and the route of a scene.
 
     Raises:
         ValueError: an unknown perception.
@@ -65,14 +77,7 @@ def prepare(scene: Scene, perception: str) -> PreparedScene:
     route = find_route(scene, drivable)
     lanes = set(route.lane_ids)
     on_route = (drivable.kinds == LANE) & np.array([name in lanes for name in drivable.ids], dtype=bool)
-    centerline = np.ascontiguousarray(route.centerline[:, :2])
-    start_us = clock_us(scene)
-    planned_us = start_us + np.arange(OBSERVED_STEPS) * round(STEP_S * 1e6)
-    planned = plan(scene, drivable, route, on_route)[None]
-    reference = interpolate_poses(planned, planned_us, sample_times_us(start_us))
-    measured = measure(simulate(reference, scene.ego), scene.ego.vehicle, drivable, on_route, centerline, observation)
-    return PreparedScene(scene, observation, drivable, route, on_route, centerline, reference[0],
-                         float(measured.clean_progress_m[0]))
+    return PreparedScene(scene, observation, drivable, route, on_route, np.ascontiguousarray(route.centerline[:, :2]))
 
 
 def _fingerprint(scene: Scene) -> bytes:
