@@ -123,7 +123,8 @@ class SFTConfig:
     steps: int = 6720
     """215,000 samples, batch 128, 4 epochs (Section 4.1)."""
     batch_size: int = 128
-    micro_batch_size: int = 16
+    micro_batch_tokens: int = 16384
+    """Tokens of a micro-batch, padding included; conversations of like length go together."""
     lr: float = 4e-5
     warmup_steps: int = 100
     weight_decay: float = 0.01
@@ -290,9 +291,8 @@ def check(config: Config) -> None:
     if rl.prompts_per_step % rl.mini_batch_prompts:
         raise ConfigError(f"mtgrpo.mini_batch_prompts={rl.mini_batch_prompts}: set it to a divisor of "
                           f"mtgrpo.prompts_per_step={rl.prompts_per_step}")
-    if config.sft.batch_size % (config.parallel.data * config.sft.micro_batch_size):
-        raise ConfigError(f"sft.batch_size={config.sft.batch_size}: set it to a multiple of parallel.data * "
-                          f"sft.micro_batch_size = {config.parallel.data * config.sft.micro_batch_size}")
+    if config.sft.batch_size < config.parallel.data:
+        raise ConfigError(f"sft.batch_size={config.sft.batch_size}: set it to parallel.data={config.parallel.data} or more")
     if not config.model.hf and config.model.hidden_size % (128 * config.parallel.tensor):
         raise ConfigError(f"model.hidden_size={config.model.hidden_size}: set it to a multiple of 128 * parallel.tensor = "
                           f"{128 * config.parallel.tensor} (heads are 128 wide)")

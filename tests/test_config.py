@@ -37,7 +37,7 @@ def test_defaults_are_the_papers() -> None:
         (["environment.perception=radar"], "environment.perception=radar: set it to one of oracle, kinematic"),
         (["scenes.image_width=200"], "scenes.image_width=200: set it to a multiple of 28"),
         (["mtgrpo.mini_batch_prompts=3"], "mtgrpo.mini_batch_prompts=3: set it to a divisor"),
-        (["sft.batch_size=20"], "sft.batch_size=20: set it to a multiple"),
+        (["sft.batch_size=1", "parallel.data=2"], "sft.batch_size=1: set it to parallel.data=2 or more"),
         (["parallel.tensor=4"], "model.hidden_size=256: set it to a multiple of 128 * parallel.tensor = 512"),
         (["scenes=av2"], "scenes.path='': no such folder"),
         (["scenes=av2", "scenes.path=/nowhere"], "scenes.path='/nowhere': no such folder"),

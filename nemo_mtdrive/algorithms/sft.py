@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from nemo_mtdrive.algorithms.batch import MicroBatch, build_micro_batch
+from nemo_mtdrive.algorithms.batch import MicroBatch, build_micro_batch, pack
 from nemo_mtdrive.algorithms.loss import sft_loss
 from nemo_mtdrive.algorithms.policy import DataShare, Policy
 from nemo_mtdrive.config import SFTConfig
@@ -66,12 +66,14 @@ class SFTTrainer:
                 for index in sampler.take(step * count, count)]
 
     def _micro_batches(self, sequences: list[TokenSequence]) -> list[MicroBatch]:
-        """This data rank's share, alike in length where possible: sorted, then dealt."""
-        size = self._settings.micro_batch_size
-        ordered = sorted(sequences, key=lambda s: -len(s.tokens))
-        chunks = [ordered[start:start + size] for start in range(0, len(ordered), size)]
-        mine = chunks[self._share.rank::self._share.size]
-        return [build_micro_batch(chunk, self._dataset.image, self._tokenizer, self._share.device) for chunk in mine]
+        """This data rank's share: conversations of like length together, micro-batches dealt to the ranks."""
+        chunks = pack([len(s.tokens) for s in sequences], self._settings.micro_batch_tokens)
+        while len(chunks) < self._share.size:  # every rank takes part
+            longest = max(chunks, key=len)
+            chunks += [longest[len(longest) // 2:]]
+            del longest[len(longest) // 2:]
+        return [build_micro_batch([sequences[i] for i in chunk], self._dataset.image, self._tokenizer, self._share.device)
+                for chunk in chunks[self._share.rank::self._share.size]]
 
     @staticmethod
     def _loss(logprobs: Tensor, batch: MicroBatch, learned: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -54,8 +54,8 @@ def conversations() -> Conversations:
     return Conversations(Tokenizer.load(TINY_TOKENIZER))
 
 
-def trainer(conversations: Conversations, share: tuple[int, int] = (0, 1), micro: int = 4) -> SFTTrainer:
-    settings = SFTConfig(steps=10, batch_size=8, micro_batch_size=micro, lr=0.1, warmup_steps=0, two_turn_share=0.25)
+def trainer(conversations: Conversations, share: tuple[int, int] = (0, 1), tokens: int = 100) -> SFTTrainer:
+    settings = SFTConfig(steps=10, batch_size=8, micro_batch_tokens=tokens, lr=0.1, warmup_steps=0, two_turn_share=0.25)
     return SFTTrainer(settings, BigramPolicy(0), DataShare(*share, torch.device("cpu")), conversations,
                       Tokenizer.load(TINY_TOKENIZER))
 
@@ -84,12 +84,14 @@ def test_a_step_is_the_mean_over_the_answers(conversations: Conversations) -> No
     torch.testing.assert_close(run._policy.gradients[0], gradient, atol=1e-14, rtol=0)
 
 
-def test_data_ranks_and_micro_batches_add_up(conversations: Conversations) -> None:
-    whole = trainer(conversations, micro=8)
+@pytest.mark.parametrize("tokens", [100, 100000])
+def test_data_ranks_and_micro_batches_add_up(conversations: Conversations, tokens: int) -> None:
+    """Also where one micro-batch would hold everything: it is split, so that no rank is left out."""
+    whole = trainer(conversations, tokens=100000)
     whole.step(0)
     parts = []
     for rank in range(2):
-        run = trainer(conversations, share=(rank, 2))
+        run = trainer(conversations, share=(rank, 2), tokens=tokens)
         run.step(0)
         parts.append(run._policy.gradients[0])
     torch.testing.assert_close(sum(parts), whole._policy.gradients[0], atol=1e-14, rtol=0)
