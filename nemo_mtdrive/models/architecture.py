@@ -33,7 +33,7 @@ class VisionTowerConfig(Qwen25VLVisionConfig):
         """Build the vision tower."""
         return VisionTower(
             self,
-            layers.vision_layer_spec(),
+            layers.vision_layer_spec(self),
             patch_dim=self.patch_dim,
             temporal_patch_size=self.temporal_patch_size,
             spatial_merge_size=self.spatial_merge_size,
@@ -202,9 +202,7 @@ def _check(hf: Qwen2_5_VLConfig, tensor_size: int, pipeline_size: int, sequence_
     }
     for name, value in divided.items():
         if value % tensor_size:
-            raise ValueError(
-                f"{name}={value} is not a multiple of tensor_parallel={tensor_size}: lower tensor_parallel"
-            )
+            raise ValueError(f"{name}={value} is not a multiple of tensor_parallel={tensor_size}: lower tensor_parallel")
     if hf.num_hidden_layers % pipeline_size:
         raise ValueError(
             f"num_hidden_layers={hf.num_hidden_layers} is not a multiple of pipeline_parallel={pipeline_size}: lower it"

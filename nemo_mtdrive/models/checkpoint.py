@@ -100,9 +100,7 @@ def load(model: Qwen25VLModel, directory: Path) -> dict[str, Any]:
 def latest(directory: Path) -> Path | None:
     """The complete checkpoint in `directory` with the highest number at the end of its name, or None."""
     complete = [path.parent for path in directory.glob(f"*/{MARKER}") if not path.parent.name.startswith(".")]
-    numbered = [
-        (int(path.name.rpartition("_")[2]), path) for path in complete if path.name.rpartition("_")[2].isdigit()
-    ]
+    numbered = [(int(path.name.rpartition("_")[2]), path) for path in complete if path.name.rpartition("_")[2].isdigit()]
     return max(numbered)[1] if numbered else None
 
 
@@ -125,9 +123,7 @@ def _weights(model: Qwen25VLModel, with_reference: bool | None = None) -> dict[s
         described = model.module.sharded_state_dict(prefix="reference.")
         for name, parameter in model.module.named_parameters():
             part = described[f"reference.{name}"]
-            part.data = (
-                model.reference[name] if model.reference is not None else torch.empty_like(parameter, device="cpu")
-            )
+            part.data = model.reference[name] if model.reference is not None else torch.empty_like(parameter, device="cpu")
             sharded["reference"][name] = part
     return sharded
 

@@ -104,9 +104,7 @@ def prepare_torch() -> None:
     if _prepared or not needed():
         return
     _prepared = True
-    os.environ.setdefault(
-        "TORCHDYNAMO_DISABLE", "1"
-    )  # mcore decorates small functions with torch.compile: no gain here
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # mcore decorates small functions with torch.compile: no gain here
     declare_torchvision_operators()
     _stand_in_for_cuda()
     dist.scatter = _scatter_contiguous

@@ -42,24 +42,25 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input_: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         wide = input_.float()
-        inverse = (
-            torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(wide.shape[-1]).add_(epsilon).rsqrt_()
-        )
-        ctx.save_for_backward(input_, weight, inverse)
-        return (wide * inverse).mul_(weight).to(input_.dtype)
+        square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+        inverse = square.div_(wide.shape[-1]).add_(epsilon).rsqrt_()
+        normal = wide * inverse
+        ctx.save_for_backward(normal, weight, inverse)
+        ctx.dtype = input_.dtype
+        return (normal * weight).to(input_.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        input_, weight, inverse = ctx.saved_tensors
-        size = input_.shape[-1]
-        normal = (input_.float() * inverse).view(-1, size)
+        normal, weight, inverse = ctx.saved_tensors
+        size = normal.shape[-1]
+        rows = normal.view(-1, size)
         wide = gradient.reshape(-1, size).float()
-        product = wide * normal
+        product = wide * rows
         weight_gradient = product.sum(dim=0)
         mean = torch.mv(product, weight.float()).div_(size)
-        result = (wide * weight).addcmul_(normal, mean[:, None], value=-1).mul_(inverse.view(-1, 1))
-        return result.view(input_.shape).to(input_.dtype), weight_gradient.to(weight.dtype), None
+        result = (wide * weight).addcmul_(rows, mean[:, None], value=-1).mul_(inverse.view(-1, 1))
+        return result.view(normal.shape).to(ctx.dtype), weight_gradient.to(weight.dtype), None
 
 
 class _SwiGLU(torch.autograd.Function):

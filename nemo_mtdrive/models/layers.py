@@ -21,6 +21,7 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor
@@ -113,17 +114,15 @@ class ScaledDotProductAttention(MegatronModule):
         )
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, causal: bool) -> Tensor:
-        bounds = cu_seqlens.tolist()
-        lengths = [stop - start for start, stop in pairwise(bounds)]
+        lengths = [stop - start for start, stop in pairwise(cu_seqlens.tolist())]
         if len(set(lengths)) == 1:  # windows of one size, or images of one size: one call for all
             shape = (len(lengths), lengths[0])
-            batch = (tensor.unflatten(0, shape).transpose(1, 2) for tensor in (query, key, value))
-            return self._attend(*batch, causal).transpose(1, 2).flatten(0, 1).flatten(1)
-        segments = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
-        outputs = [
-            self._attend(*(tensor.transpose(0, 1).unsqueeze(0) for tensor in segment), causal)[0].transpose(0, 1)
-            for segment in segments
-        ]
+            query, key, value = (part.unflatten(0, shape).transpose(1, 2) for part in (query, key, value))
+            return self._attend(query, key, value, causal).transpose(1, 2).flatten(0, 1).flatten(1)
+        outputs = []
+        for segment in zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True):
+            one_query, one_key, one_value = (part.transpose(0, 1).unsqueeze(0) for part in segment)
+            outputs.append(self._attend(one_query, one_key, one_value, causal)[0].transpose(0, 1))
         return torch.cat(outputs).flatten(1)
 
 
@@ -175,6 +174,26 @@ def rotary_table(angles: Tensor) -> Tensor:
     return torch.stack((half.cos(), half.sin()))
 
 
+class RMSNorm(torch.nn.Module):
+    """The norm behind the last layer."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.epsilon = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] -> [..., hidden]."""
+        return kernels.rms_norm(hidden, self.weight, self.epsilon)
+
+
+def transformer_block(config: TransformerConfig, mask: AttnMaskType) -> TransformerBlockSubmodules:
+    """This pipeline stage's layers in plain torch and the norm behind them."""
+    layers = [transformer_layer(mask)] * get_num_layers_to_build(config)
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=RMSNorm)
+
+
 def transformer_layer(mask: AttnMaskType) -> ModuleSpec:
     """A pre-norm layer in plain torch, with the norms inside the linears behind them as transformer-engine has them."""
     attention = SelfAttentionSubmodules(
@@ -187,9 +206,7 @@ def transformer_layer(mask: AttnMaskType) -> ModuleSpec:
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            self_attention=ModuleSpec(
-                module=RotarySelfAttention, params={"attn_mask_type": mask}, submodules=attention
-            ),
+            self_attention=ModuleSpec(module=RotarySelfAttention, params={"attn_mask_type": mask}, submodules=attention),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=IdentityOp,
             mlp=GatedMLP,
@@ -198,22 +215,22 @@ def transformer_layer(mask: AttnMaskType) -> ModuleSpec:
     )
 
 
-def language_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> ModuleSpec:
+def language_layer_spec(config: TransformerConfig, vp_stage: int | None = None) -> ModuleSpec | TransformerBlockSubmodules:
     """The spec of the language model's layers."""
     if HAVE_TRANSFORMER_ENGINE:
         from nemo.collections.llm.gpt.model.base import transformer_engine_layer_spec
 
         return transformer_engine_layer_spec(config)
-    return transformer_layer(AttnMaskType.causal)
+    return transformer_block(config, AttnMaskType.causal)
 
 
-def vision_layer_spec() -> ModuleSpec:
+def vision_layer_spec(config: TransformerConfig) -> ModuleSpec | TransformerBlockSubmodules:
     """The spec of the vision tower's layers: full attention inside a window or an image."""
     if HAVE_TRANSFORMER_ENGINE:
         from nemo.collections.vlm.layer_specs import get_layer_spec_te
 
         return get_layer_spec_te(is_vit=True)
-    return transformer_layer(AttnMaskType.no_mask)
+    return transformer_block(config, AttnMaskType.no_mask)
 
 
 def projector_spec() -> MLPSubmodules:

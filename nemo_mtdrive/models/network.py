@@ -42,9 +42,7 @@ class Qwen25VLNetwork(MCoreQwen2VLModel):
             ValueError: placeholders and images do not match.
         """
         if self.sequence_parallel_lm and tokens.shape[1] % parallel_state.get_tensor_model_parallel_world_size():
-            raise ValueError(
-                f"{tokens.shape[1]} tokens do not divide over the sequence-parallel ranks: pad to a multiple"
-            )
+            raise ValueError(f"{tokens.shape[1]} tokens do not divide over the sequence-parallel ranks: pad to a multiple")
         embeddings = self._embed(tokens, pixel_values, image_grid_thw, image_index) if self.pre_process else None
         language = self.language_model
         rotary = rotary_table(language.rotary_pos_emb(positions, language.mrope_section))
@@ -64,9 +62,7 @@ class Qwen25VLNetwork(MCoreQwen2VLModel):
         logits, _ = language.output_layer(hidden[column - 1, row].unsqueeze(1), weight=weight)
         return logits.squeeze(1)
 
-    def _embed(
-        self, tokens: Tensor, pixel_values: Tensor | None, grid: Tensor | None, image_index: Tensor | None
-    ) -> Tensor:
+    def _embed(self, tokens: Tensor, pixel_values: Tensor | None, grid: Tensor | None, image_index: Tensor | None) -> Tensor:
         """[T, B, hidden] with the images' features in place of their placeholders."""
         embeddings = self.language_model.embedding(input_ids=tokens, position_ids=None)
         row, column = (tokens == self.config.image_token_id).nonzero(as_tuple=True)
@@ -79,9 +75,7 @@ class Qwen25VLNetwork(MCoreQwen2VLModel):
             embeddings = scatter_to_sequence_parallel_region(embeddings)
         return embeddings
 
-    def _image_features(
-        self, pixel_values: Tensor, grid: Tensor, image_index: Tensor | None, placeholders: int
-    ) -> Tensor:
+    def _image_features(self, pixel_values: Tensor, grid: Tensor, image_index: Tensor | None, placeholders: int) -> Tensor:
         """[placeholders, hidden]: each unique image is encoded once, then handed to every run that shows it."""
         grids = tuple((frames, height, width) for frames, height, width in grid.tolist())
         encoded, inverse = self.vision_model(pixel_values, grids)

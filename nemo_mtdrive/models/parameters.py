@@ -82,9 +82,7 @@ def _grouped_merge(shards: list[Tensor], groups: int, queries: int) -> list[Tens
 
 def grouped_qkv(heads: int, groups: int) -> Layout:
     """q, k, v interleaved by query group: [q heads of group 0, k 0, v 0, q heads of group 1, ...]."""
-    return Layout(
-        partial(_grouped_split, groups=groups), partial(_grouped_merge, groups=groups, queries=heads // groups)
-    )
+    return Layout(partial(_grouped_split, groups=groups), partial(_grouped_merge, groups=groups, queries=heads // groups))
 
 
 def fused_qkv(heads: int) -> Layout:
@@ -195,14 +193,10 @@ def export_hf_state(network: Qwen25VLNetwork, hf: Qwen2_5_VLConfig) -> Iterator[
         if rule.stage == stage:
             shard = parameters[rule.megatron].detach().contiguous()
             shards = _gather_shards(shard) if rule.layout.sharded else [shard]
-            tensors = [
-                tensor.clone() if tensor is shard else tensor.contiguous() for tensor in rule.layout.merge(shards)
-            ]
+            tensors = [tensor.clone() if tensor is shard else tensor.contiguous() for tensor in rule.layout.merge(shards)]
         if pipeline_size > 1:
             dtype = next(iter(parameters.values())).dtype
-            tensors = [
-                _broadcast_stage(tensors[i] if tensors else None, rule.stage, dtype) for i in range(len(rule.hf))
-            ]
+            tensors = [_broadcast_stage(tensors[i] if tensors else None, rule.stage, dtype) for i in range(len(rule.hf))]
         assert tensors is not None
         yield from zip(rule.hf, tensors, strict=True)
 

@@ -10,20 +10,20 @@ step::
 
 A micro-batch is a dict of tensors: tokens int64 [B, T], positions int64 [3, B, T], lengths int64 [B], and where there
 are images pixel_values float32 [N, 1176], image_grid_thw int64 [n, 3], image_index int64 [runs] (which of the n images
-feeds each run of placeholders); plus whatever the loss function reads. With scored bool [B, T] only those tokens get a
-log-prob (the others 0), which saves the output layer on prompts and images; without it all real tokens but the first do.
+feeds each run of placeholders); plus whatever the loss function reads. With mask bool [B, T] only those tokens get a
+log-prob (the others 0), which saves the output layer on prompts and images; without it all real tokens but the first
+do.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from nemo.collections.vlm.qwen2vl.model.base import Qwen2VLModel
 from torch import Tensor
@@ -34,6 +34,7 @@ from nemo_mtdrive.models.aligner import AlignableGenerativeInterface
 from nemo_mtdrive.models.architecture import Qwen25VLConfig, megatron_config
 from nemo_mtdrive.models.logprobs import scored_tokens, token_logprobs
 from nemo_mtdrive.models.network import Qwen25VLNetwork
+from nemo_mtdrive.models.optimizer import OptimizerOptions, make_optimizer
 
 Microbatch = dict[str, Any]
 LossFunction = Callable[[Tensor, Microbatch], tuple[Tensor, dict[str, Tensor]]]
@@ -41,24 +42,11 @@ LossFunction = Callable[[Tensor, Microbatch], tuple[Tensor, dict[str, Tensor]]]
 `want_entropy` is set the micro-batch that it sees has "entropy" float32 [B, T] too."""
 
 
-@dataclass(frozen=True)
-class OptimizerOptions:
-    """Adam's settings; the learning rate comes with each step (`set_lr`)."""
-
-    clip_gradient: float
-    """Largest norm of the whole gradient; above 0."""
-    weight_decay: float
-    beta1: float
-    beta2: float
-    epsilon: float
-    distributed: bool
-    """Shard the optimizer's state over the data-parallel ranks (GPU only)."""
-
-
 class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
     """See the module's docstring. `module` is this rank's part of the network, a `Qwen25VLNetwork`."""
 
     module: Qwen25VLNetwork
+    _trained: DistributedDataParallel
 
     def __init__(self, config: Qwen25VLConfig, optimizer_options: OptimizerOptions, engine: Any = None) -> None:
         super().__init__(config, model_version="qwen25-vl")
@@ -70,7 +58,7 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
         self.optimizer: MegatronOptimizer | None = None
         self.reference: dict[str, Tensor] | None = None
         """This rank's shards of the reference weights pi_ref, on the CPU."""
-        self._trained: list[DistributedDataParallel] = []  # a list: torch must not register the network twice
+        object.__setattr__(self, "_trained", None)  # the network again, wrapped: torch must not register it twice
 
     # ---- weights
 
@@ -94,7 +82,8 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
     def prepare_for_training(self) -> None:
         """Wrap the network for data parallelism and make the optimizer; later calls only put it in training mode."""
         if self.optimizer is None:
-            self._make_optimizer()
+            trained, self.optimizer = make_optimizer(self.module, self.optimizer_options)
+            object.__setattr__(self, "_trained", trained)
         self.module.train()
 
     def finish_training(self) -> None:
@@ -108,8 +97,8 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
 
     def prepare_for_training_step(self) -> None:
         """Zero the gradients."""
-        self._trained[0].zero_grad_buffer()
         self._optimizer().zero_grad()
+        self._trained.zero_grad_buffer()
 
     def get_loss_and_metrics(self, batch: Sequence[Microbatch], forward_only: bool) -> tuple[float, dict[str, float]]:
         """Run the loss function over the micro-batches and, unless `forward_only`, its gradients.
@@ -117,16 +106,18 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
         What is optimised is the plain sum of the losses over all micro-batches and data-parallel ranks: the loss
         function normalises. Returns that sum and the metrics summed alike, equal on every rank.
         """
-        if self.loss_function is None:
+        loss_function = self.loss_function
+        if loss_function is None:
             raise RuntimeError("loss_function is not set: the algorithm sets it before training")
+        if not forward_only:
+            self._optimizer()  # says so where there is none
         # mcore averages over micro-batches and data-parallel ranks; this makes it a sum again.
         scale = float(len(batch) * parallel.ranks().data_size)
 
         def reduce(output: Tensor, microbatch: Microbatch) -> tuple[Tensor, dict[str, Tensor]]:
             logprobs, entropy = self._score(output, microbatch, self.want_entropy)
             seen = microbatch if entropy is None else microbatch | {"entropy": entropy}
-            assert self.loss_function is not None
-            loss, metrics = self.loss_function(logprobs, seen)
+            loss, metrics = loss_function(logprobs, seen)
             return loss * scale, {"loss": loss.detach(), **metrics}
 
         results = self._schedule(batch, reduce, forward_only)
@@ -144,9 +135,7 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
         """
         done, norm, _ = self._optimizer().step()
         if not done or norm is None or not math.isfinite(norm):
-            raise FloatingPointError(
-                f"gradient norm {norm}: lower the learning rate and resume from the last checkpoint"
-            )
+            raise FloatingPointError(f"gradient norm {norm}: lower the learning rate and resume from the last checkpoint")
         return float(norm)
 
     # ---- scoring
@@ -197,32 +186,6 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
 
     # ---- inside
 
-    def _make_optimizer(self) -> None:
-        options = self.optimizer_options
-        if options.clip_gradient <= 0:
-            raise ValueError(f"clip_gradient={options.clip_gradient}: set it above 0 (a large number switches it off)")
-        data_parallel = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, use_distributed_optimizer=options.distributed
-        )
-        wrapped = DistributedDataParallel(self.config, data_parallel, self.module)
-        wrapped.broadcast_params()
-        self.config.finalize_model_grads_func = finalize_model_grads
-        self.config.no_sync_func = wrapped.no_sync
-        config = OptimizerConfig(
-            optimizer="adam",
-            lr=0.0,
-            bf16=self.config.bf16,
-            params_dtype=self.config.params_dtype,
-            clip_grad=options.clip_gradient,
-            weight_decay=options.weight_decay,
-            adam_beta1=options.beta1,
-            adam_beta2=options.beta2,
-            adam_eps=options.epsilon,
-            use_distributed_optimizer=options.distributed,
-        )
-        self._trained = [wrapped]
-        self.optimizer = get_megatron_optimizer(config, [wrapped])
-
     def _optimizer(self) -> MegatronOptimizer:
         if self.optimizer is None:
             raise RuntimeError("the model is not being trained: call prepare_for_training() first")
@@ -253,7 +216,7 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
             return get_forward_backward_func()(
                 forward_step_func=step,
                 data_iterator=iter(microbatches),
-                model=[self.module if forward_only else self._trained[0]],
+                model=[self.module if forward_only else self._trained],
                 num_microbatches=len(microbatches),
                 seq_length=length,
                 micro_batch_size=batch,
@@ -302,7 +265,7 @@ def build_model(
 
 def _scored(microbatch: Microbatch) -> Tensor:
     scored = scored_tokens(microbatch["lengths"], microbatch["tokens"].shape[1])
-    return scored & microbatch["scored"] if "scored" in microbatch else scored
+    return scored & microbatch["mask"] if "mask" in microbatch else scored
 
 
 def _to(microbatch: Microbatch, device: torch.device) -> Microbatch:

@@ -94,9 +94,7 @@ def parity(model: Qwen25VLModel, _: Path) -> Found:
         position_ids=batch["positions"],
     ).logits
     with torch.no_grad():
-        logits = whole(
-            model.module(batch["tokens"], batch["positions"], batch["pixel_values"], batch["image_grid_thw"])
-        )
+        logits = whole(model.module(batch["tokens"], batch["positions"], batch["pixel_values"], batch["image_grid_thw"]))
     expected = material.dense_logprobs(reference, batch["tokens"]) * scored_tokens(batch["lengths"], mask.shape[1])
     expected_loss = -(expected * batch["weight"]).sum()
     expected_loss.backward()
@@ -149,7 +147,7 @@ def scoring(model: Qwen25VLModel, _: Path) -> Found:
     (logprobs * weight - entropy * weight.square()).sum().backward()
     (expected * weight - expected_entropy * weight.square()).sum().backward()
     expected_gradient = dense.grad[..., ranks.tensor_rank * part : (ranks.tensor_rank + 1) * part]
-    only = model.get_inference_log_probs([batch | {"scored": batch["weight"] > 0.5}])[0]
+    only = model.get_inference_log_probs([batch | {"mask": batch["weight"] > 0.01}])[0]
     everything = model.get_inference_log_probs([batch])[0]
     return {
         "logprobs": (logprobs - expected).abs().max().item(),
@@ -158,8 +156,8 @@ def scoring(model: Qwen25VLModel, _: Path) -> Found:
         "aligner": ((logprobs[:, 1:] - aligner) * scored[:, 1:]).abs().max().item(),
         "first_entry": logprobs[:, 0].abs().max().item(),
         "padding": logprobs[~scored].abs().max().item(),
-        "mask": (only - everything * (batch["weight"] > 0.5)).abs().max().item(),
-        "mask_zeros": only[batch["weight"] <= 0.5].abs().max().item(),
+        "mask": (only - everything * (batch["weight"] > 0.01)).abs().max().item(),
+        "mask_zeros": only[batch["weight"] <= 0.01].abs().max().item(),
     }
 
 
@@ -273,9 +271,7 @@ def resuming(model: Qwen25VLModel, directory: Path) -> Found:
     found["same_steps"] = steps(resumed, mine, 2) == went_on
     one, other = weights_of(model), weights_of(resumed)
     found["same_weights"] = all(torch.equal(one[name], other[name]) for name in one)
-    found["same_reference"] = all(
-        torch.equal(model.reference[name], resumed.reference[name]) for name in model.reference
-    )
+    found["same_reference"] = all(torch.equal(model.reference[name], resumed.reference[name]) for name in model.reference)
     found["latest"] = checkpoint.latest(directory / "checkpoints").name
     try:
         checkpoint.load(resumed, directory / "checkpoints" / "step_000003")

@@ -33,6 +33,4 @@ def test_reference_is_the_policy_as_it_was(found: dict[str, Any], grid: str) -> 
 
 
 def test_generation_without_an_engine_is_refused(found: dict[str, Any]) -> None:
-    assert (
-        found["tensor"]["reference"]["no_engine"] == "this model has no rollout engine: give engine= when it is built"
-    )
+    assert found["tensor"]["reference"]["no_engine"] == "this model has no rollout engine: give engine= when it is built"
