@@ -260,8 +260,15 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def read_config(path: Path) -> Config:
-    """Read what `save_config` wrote."""
-    loaded = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+    """Read what `save_config` wrote.
+
+    Raises:
+        ConfigError: the file does not fit the tree, as when another version wrote it.
+    """
+    try:
+        loaded = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {_first_lines(error)}; another version wrote it, use or remove its folder") from error
     assert isinstance(loaded, DictConfig)
     config = OmegaConf.to_object(loaded)
     assert isinstance(config, Config)

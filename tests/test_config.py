@@ -60,6 +60,12 @@ def test_an_unknown_config_name_and_folder() -> None:
         load_config("demo_cpu", [], Path("/nowhere"))
 
 
+def test_a_file_of_another_version_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mtgrpo:\n  old_key: 1\n")
+    with pytest.raises(ConfigError, match="old_key.*another version wrote it"):
+        read_config(tmp_path / "config.yaml")
+
+
 def test_written_and_read_back(tmp_path: Path) -> None:
     config = load_config("demo_cpu", ["scenes.kinds={curve: 2.0}", "seed=5"])
     save_config(config, tmp_path / "config.yaml")

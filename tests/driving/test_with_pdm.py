@@ -25,10 +25,14 @@ def test_expert_scores_well_and_constant_velocity_gets_feedback(scenes: list[Sce
 
 
 def test_recorded_drives_are_clean(shared_dir: Path) -> None:
-    # every ninth window; all 80 hold, but take a minute
+    """The human neither hits anybody nor leaves the drivable area in any of the 80 windows: no exception to explain."""
     source = AV2Scenes(str(shared_dir / "data" / "av2" / "logs"), 0, 224, 112)
     agent = PDMAgent("oracle", 1)
-    for name in source.ids()[::9]:
+    unclean = []
+    for name in source.ids():
         scene = source.load(name)
-        scores = agent.review(scene, scene.future[None])[0].scores
-        assert (scores["NC"], scores["DAC"]) == (1.0, 1.0), name
+        prepared = agent.prepare(scene)
+        measured = prepared.measure(prepared.simulate(scene.future[None]))
+        if (measured.no_collision[0], measured.drivable_area[0]) != (1.0, 1.0):
+            unclean.append(name)
+    assert (len(source.ids()), unclean) == (80, [])
