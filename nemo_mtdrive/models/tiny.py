@@ -88,7 +88,7 @@ def random_hf_state(hf_config: dict[str, Any], seed: int) -> dict[str, Tensor]:
     """A whole set of random float32 weights under HF's names; the same seed gives the same bits whatever the ranks.
 
     Norms 1, biases 0, weights normal with HF's standard deviation, except the matrices that write into the residual
-    stream (scaled by 1 / sqrt(2 layers), as GPT-2 does) and the patch projection (by its fan-in).
+    stream (scaled by 1 / sqrt(2 layers), as GPT-2 does) and the vision tower's (by their fan-in).
     """
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -107,6 +107,8 @@ def _random(name: str, shape: torch.Size, config: Any, generator: torch.Generato
     deviation = config.initializer_range
     if name.endswith("patch_embed.proj.weight"):
         deviation = 1.0 / math.sqrt(math.prod(shape[1:]))
+    elif name == "visual.merger.mlp.2.weight":  # features about as large as the embeddings that they stand among
+        deviation = 0.14 / math.sqrt(shape[1])
     elif name.startswith("visual."):
         deviation = 0.7 / math.sqrt(shape[1])
     residual = ("o_proj.weight", "down_proj.weight", "attn.proj.weight")
