@@ -72,6 +72,7 @@ class RolloutConfig:
     max_running: int = 256
     """Most episodes that a worker runs at once; bounds the engine's memory."""
     temperature: float = 1.0
+    """Of sampling; the policy that is trained and scored is softmax(logits / temperature)."""
     dtype: str = "bfloat16"
     threads: int = 2
     """CPU threads of one worker."""
@@ -321,7 +322,7 @@ CHOICES = {
 }
 
 MAY_BE_ZERO = frozenset((
-    "seed", "scenes.seed", "environment.port", "environment.retries", "rollout.temperature", "reward.pdm_weight",
+    "seed", "scenes.seed", "environment.port", "environment.retries", "reward.pdm_weight",
     "reward.format_weight", "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.two_turn_share", "sft.seed",
     "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "validation.every_steps",
     "validation.scenes", "checkpoint.every_steps", "logging.recorded_episodes",

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_mtdrive.algorithms.mtgrpo import MTGRPOTrainer
+from nemo_mtdrive.algorithms.mtgrpo import MTGRPOTrainer, task_seed
 from nemo_mtdrive.algorithms.policy import Policy
 from nemo_mtdrive.algorithms.rollouts import RolloutClient
 from nemo_mtdrive.algorithms.sft import SFTTrainer
@@ -31,6 +31,7 @@ from nemo_mtdrive.telemetry.recorder import EpisodeRecorder
 from nemo_mtdrive.types import Episode, Group, RolloutTask
 
 EVALUATION_STEP = 0
+"""Every evaluation draws with the same seeds, so that rows differ by the policy alone."""
 BOOTSTRAP = Bootstrap(resamples=1000, seed=0)
 
 
@@ -156,8 +157,8 @@ class TrainingJob:
         if not ids:
             return
         version, temperature = self.rollouts.policy_version, self.config.rollout.temperature
-        tasks = [RolloutTask(scene_id=scene_id, group_size=1, seed=self.config.seed, policy_version=version,
-                             step=EVALUATION_STEP, temperature=temperature, purpose=name, slot=slot)
+        tasks = [RolloutTask(scene_id=scene_id, group_size=1, seed=task_seed(self.config.seed, EVALUATION_STEP, slot),
+                             policy_version=version, step=EVALUATION_STEP, temperature=temperature, purpose=name, slot=slot)
                  for slot, scene_id in enumerate(ids)]
         with self.progress.phase(f"evaluate {name.replace('_', ' ')}", total=len(tasks), unit="scenes") as bar:
             groups = self.rollouts.generate(tasks, bar)

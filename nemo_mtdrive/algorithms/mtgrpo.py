@@ -100,6 +100,7 @@ class MTGRPOTrainer:
         with self.timers("advantage"):
             mini_batches = self.assemble(step, self.groups)
         self.policy.set_lr(self.settings.lr)
+        self.policy.temperature = self.temperature  # pi_theta is what the rollouts sample from
         with self.timers("log_prob"):
             self.recompute_old_logprobs(mini_batches)
         with self.timers("reference"):
@@ -119,9 +120,8 @@ class MTGRPOTrainer:
         count = self.settings.prompts_per_step
         chosen = self._sampler.take(step * count, count)
         return [RolloutTask(scene_id=self.scene_ids[index], group_size=self.settings.group_size,
-                            seed=int(np.random.SeedSequence((self.seed, step, slot)).generate_state(1)[0]),
-                            policy_version=self.rollouts.policy_version, step=step, slot=slot,
-                            temperature=self.temperature)
+                            seed=task_seed(self.seed, step, slot), policy_version=self.rollouts.policy_version,
+                            step=step, slot=slot, temperature=self.temperature)
                 for slot, index in enumerate(chosen)]
 
     def assemble(self, step: int, groups: list[Group]) -> list[MiniBatch]:
@@ -195,6 +195,11 @@ class MTGRPOTrainer:
     def _micro_batch_loss(self, logprobs: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return mtgrpo_loss(logprobs, batch["old_logprobs"], batch["reference_logprobs"], batch["advantages"],
                            batch["mask"], batch["weights"], self._loss)
+
+
+def task_seed(seed: int, step: int, slot: int) -> int:
+    """Seed of a task: tasks of a step must differ, or all their scenes are answered with the same draws."""
+    return int(np.random.SeedSequence((seed, step, slot)).generate_state(1)[0])
 
 
 def _columns(rows: list[Row]) -> tuple[list[Episode], list[NDArray[np.float32]], list[float]]:

@@ -21,6 +21,8 @@ class Policy(Protocol):
     """A trainable policy, sharded over tensor, pipeline and data ranks; every rank calls every method."""
 
     loss_function: LossFunction | None
+    temperature: float
+    """Of softmax(logits / temperature), which is what is trained and scored."""
 
     def set_lr(self, lr: float) -> None:
         """Learning rate of the next optimizer steps."""

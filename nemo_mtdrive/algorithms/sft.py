@@ -52,6 +52,7 @@ class SFTTrainer:
             learned = sum(int((s.turn_of_token != NOT_OURS).sum()) for s in sequences)
             micro_batches = self._micro_batches(sequences)
         with timers("update"):
+            self._policy.temperature = 1.0
             self._policy.set_lr(learning_rate(step, self._settings))
             self._policy.loss_function = lambda logprobs, batch: self._loss(logprobs, batch, learned)
             self._policy.prepare_for_training_step()

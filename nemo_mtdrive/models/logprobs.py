@@ -1,7 +1,8 @@
 """Log-probabilities and entropies of given tokens from logits that are sharded over the vocabulary.
 
-The same numbers as NeMo-Aligner's `from_parallel_logits_to_logprobs` (a test holds them together), but the memory is
-the logits' own: softmax is rebuilt block by block in the backward pass, and no [B, T, vocabulary] one-hot is made.
+Without gradients (pi_old, pi_ref) they come from NeMo-Aligner's `from_parallel_logits_to_logprobs`, block by block. Where
+gradients or entropies are wanted, a function of ours gives the same numbers (a test holds the two together) in the
+logits' own memory: softmax is rebuilt block by block in the backward pass, and no [B, T, vocabulary] one-hot is made.
 Everything is computed in float32.
 """
 
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from nemo_mtdrive.models.aligner import from_parallel_logits_to_logprobs
 
 _BLOCK = 1024
 """Rows (tokens) of logits worked on at once."""
@@ -37,12 +40,23 @@ def token_logprobs(logits: Tensor, tokens: Tensor, scored: Tensor, want_entropy:
         logprobs float32 [B, T]: entry t is log p(tokens[t] | tokens[<t]), 0 where not scored;
         entropy float32 [B, T] of the distribution that token t was drawn from, or None.
     """
-    logprobs, entropy = _VocabParallelScores.apply(logits, tokens[scored], want_entropy)
+    if want_entropy or logits.requires_grad:
+        logprobs, entropy = _VocabParallelScores.apply(logits, tokens[scored], want_entropy)
+    else:
+        logprobs, entropy = _without_gradient(logits, tokens[scored]), None
 
     def spread(scores: Tensor) -> Tensor:
         return torch.zeros(scored.shape, device=scores.device).masked_scatter(scored, scores)
 
     return spread(logprobs), spread(entropy) if want_entropy else None
+
+
+def _without_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """[N, V / tp] logits, [N] targets -> [N] log-probs, by NeMo-Aligner."""
+    blocks = [from_parallel_logits_to_logprobs(logits[None, rows].float(), targets[None, rows], inference_only=True,
+                                               higher_stability=True, ignore_last=False)[0]
+              for rows in _blocks(len(targets))]
+    return torch.cat(blocks) if blocks else torch.zeros(0, device=logits.device)
 
 
 class _VocabParallelScores(torch.autograd.Function):

@@ -55,6 +55,8 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
         self.engine = engine
         self.loss_function: LossFunction | None = None
         self.want_entropy = False
+        self.temperature = 1.0
+        """The policy is softmax(logits / temperature): the distribution that rollouts sample from."""
         self.optimizer: MegatronOptimizer | None = None
         self.reference: dict[str, Tensor] | None = None
         """This rank's shards of the reference weights pi_ref, on the CPU."""
@@ -225,7 +227,8 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
             )
 
     def _score(self, logits: Tensor, microbatch: Microbatch, want_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        return token_logprobs(logits, microbatch["tokens"], _scored(microbatch), want_entropy)
+        tempered = logits if self.temperature == 1.0 else logits / self.temperature
+        return token_logprobs(tempered, microbatch["tokens"], _scored(microbatch), want_entropy)
 
     @torch.no_grad()
     def _copy_in(self, state: Mapping[str, Tensor]) -> None:

@@ -30,7 +30,7 @@ class Generated(NamedTuple):
     tokens: NDArray[np.int32]
     """[n] sampled ids; the last one is <|im_end|> unless the answer was cut at `max_new_tokens`."""
     logprobs: NDArray[np.float32]
-    """[n] log p of each token under the raw model (temperature 1, nothing masked), as the trainer computes it."""
+    """[n] log p of each token at the call's temperature (1 where that is 0), nothing masked: as the trainer computes it."""
 
 
 class Engine(Protocol):

@@ -277,7 +277,9 @@ class NativeEngine:
                 row[: len(sequence.pending) - 1] = sequence.pending[:-1]
             start = np.array([s.cached for s in batch])
             offset = np.array([s.offset for s in batch])
-            positions = torch.from_numpy((start + offset)[:, None] + np.arange(width)).to(self._device)
+            # padding of a long row that waits beside a longer wait would point behind the last position there is
+            places = np.minimum((start + offset)[:, None] + np.arange(width), self._max_context - 1)
+            positions = torch.from_numpy(places).to(self._device)
             hidden = self._model.embed(torch.from_numpy(tokens).to(self._device))
             self._prefill([s.slot for s in batch], hidden, positions, start.tolist())
             for sequence in batch:

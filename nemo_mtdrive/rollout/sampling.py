@@ -20,18 +20,21 @@ def uniforms(seeds: Sequence[int], count: int) -> NDArray[np.float64]:
 
 
 def sample(logits: Tensor, forbidden: Tensor, temperature: float, numbers: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Tokens [B] and their raw log-probabilities [B] (temperature 1, nothing masked) from float32 logits [B, V].
+    """Tokens [B] and their log-probabilities [B] at the temperature, nothing masked, from float32 logits [B, V].
 
-    `forbidden` [V] is 0 or -inf and acts on the draw only. Temperature 0 takes the most probable allowed token; else
-    the inverse of the cumulative distribution is taken at `numbers` [B] (float64, in [0, LARGEST_UNIFORM]).
+    `forbidden` [V] is 0 or -inf and acts on the draw only. Temperature 0 takes the most probable allowed token, with its
+    log-probability at temperature 1; else the inverse of the cumulative distribution is taken at `numbers` [B] (float64,
+    in [0, LARGEST_UNIFORM]).
     """
+    if temperature not in (0.0, 1.0):
+        logits = logits / temperature
     allowed = logits + forbidden
     if temperature == 0.0:
         tokens = allowed.argmax(-1)
     else:
         if numbers is None:
             raise ValueError(f"temperature={temperature}: sampling needs a random number for each row, got none")
-        cumulative = torch.softmax(allowed / temperature, -1).cumsum(-1, dtype=torch.float64)
+        cumulative = torch.softmax(allowed, -1).cumsum(-1, dtype=torch.float64)
         # right=True: the first token whose cumulative exceeds the target, which is never one of probability 0
         tokens = torch.searchsorted(cumulative, (numbers * cumulative[:, -1]).unsqueeze(-1), right=True).squeeze(-1)
     logprobs = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)

@@ -86,6 +86,7 @@ class BigramPolicy:
         self.table = torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_()
         self.reference = self.table.detach() + 0.1 * torch.randn(size, generator=generator, dtype=torch.float64)
         self.loss_function: LossFunction | None = None
+        self.temperature = 1.0
         self.lr = 0.0
         self.gradients: list[Tensor] = []
 

@@ -289,3 +289,24 @@ def test_configs_that_the_decoder_does_not_cover_are_refused(tokenizer):
     ):
         with pytest.raises(EngineError, match=message):
             build_engine(small_config(tokenizer) | change, tokenizer, None)
+
+
+def test_a_short_wait_near_the_context_limit_beside_a_long_wait(tokenizer, reference):
+    """Rows are padded to the longest wait; padding of a row that is nearly full must not point behind its end."""
+    image = noise_image(0)
+    prompt = open_conversation(tokenizer, "a question", grid_of(image))
+    limit = len(prompt) + 60
+    engine = build_engine(small_config(tokenizer), tokenizer, reference.state_dict(), max_context=limit)
+    engine.add(["full", "free"], prompt, image)
+    talk = tokenizer.encode(" a" * 50)[:45]
+    engine.extend("full", talk)
+    engine.generate(["full"], 5, 1.0, [1])
+    engine.extend("full", talk[:3])
+    engine.extend("free", talk)
+    together = engine.generate(["full", "free"], 5, 1.0, [2, 3])
+    engine.remove(["full", "free"])
+    engine.add(["alone"], prompt, image)
+    engine.extend("alone", talk)
+    alone = engine.generate(["alone"], 5, 1.0, [3])["alone"]
+    assert together["free"].tokens.tolist() == alone.tokens.tolist()
+    np.testing.assert_allclose(together["free"].logprobs, alone.logprobs, atol=1e-5)

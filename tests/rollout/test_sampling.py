@@ -1,4 +1,4 @@
-"""The vectorised draw: frequencies, streams, masks and the raw log-probability."""
+"""The vectorised draw: frequencies, streams, masks and the log-probability at the temperature."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def test_frequencies_follow_the_tempered_probabilities(temperature):
     assert stats.chisquare(counts[kept], expected[kept]).pvalue > 0.01
 
 
-def test_logprobs_are_those_of_the_raw_model():
+def test_logprobs_are_those_of_the_unmasked_model_at_the_temperature():
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     forbidden = NOTHING.clone()
     forbidden[0] = -torch.inf
     for temperature in (0.0, 0.3, 2.0):
         tokens, logprobs = sample(logits, forbidden, temperature, torch.full((4,), 0.4, dtype=torch.float64))
-        expected = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+        expected = (logits / (temperature or 1.0)).log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
         torch.testing.assert_close(logprobs, expected, atol=1e-6, rtol=0)
 
 
