@@ -195,13 +195,13 @@ def _rl(options: argparse.Namespace) -> None:
 def _add_report(commands: argparse._SubParsersAction) -> None:
     parser = _command(commands, "report", "write RUN/report.html anew from what the run recorded", _report,
                       "nemo-mtdrive report runs/demo")
-    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("run_dir", type=Path, metavar="RUN")
 
 
 def _report(options: argparse.Namespace) -> None:
     from nemo_mtdrive.evaluation.report import write_report
 
-    print(write_report(options.run))
+    print(write_report(options.run_dir))
 
 
 def _add_processes(commands: argparse._SubParsersAction) -> None:

@@ -23,7 +23,6 @@ from nemo_mtdrive.config import Config
 from nemo_mtdrive.data.curate import SceneArguments
 from nemo_mtdrive.data.prepare import Splits
 from nemo_mtdrive.data.single_turn import question
-from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.evaluation.evaluate import Bootstrap, facts_of, summarise
 from nemo_mtdrive.telemetry.metrics import MetricsLogger
 from nemo_mtdrive.telemetry.progress import Progress
@@ -169,13 +168,14 @@ class TrainingJob:
         self.record(name, EVALUATION_STEP, groups)
 
     def record(self, purpose: str, step: int, groups: Sequence[Group]) -> None:
-        """Dump a few episodes for the report, with their scenes and pictures."""
+        """Dump a few episodes for the report, with their scenes and pictures: those first whose later turns changed the
+        score the most, for better or worse."""
         if not self.is_main or not self.config.logging.recorded_episodes:
             return
-        episodes: list[Episode] = [episode for group in groups for episode in group.episodes]
-        chosen = sorted({episode.scene_id for episode in episodes})[:self.config.logging.recorded_episodes]
-        scenes: dict[str, Scene] = {scene_id: self._scenes.load(scene_id) for scene_id in chosen}
-        kept = [episode for episode in episodes if episode.scene_id in scenes]
+        episodes = [episode for group in groups for episode in group.episodes]
+        kept = sorted(episodes, key=lambda episode: (-_change(episode), episode.episode_id))
+        kept = kept[:self.config.logging.recorded_episodes]
+        scenes = {episode.scene_id: self._scenes.load(episode.scene_id) for episode in kept}
         images = {key: self._scenes.image(episode.scene_id) for episode in kept for key in episode.image_keys}
         self._recorder.record(step, purpose, kept, prompts={name: question(scene) for name, scene in scenes.items()},
                               images=images, scenes=scenes)
@@ -193,6 +193,11 @@ class TrainingJob:
         return MetricsLogger(self.run_dir, phase=phase, resume_step=done - 1 if done else None,
                              tensorboard=logging.tensorboard,
                              wandb={"project": logging.wandb_project} if logging.wandb_project else None)
+
+
+def _change(episode: Episode) -> float:
+    """How far PDMS moved between the first and the last turn, 0..1."""
+    return abs(episode.turns[-1].pdm_score - episode.turns[0].pdm_score) if episode.turns else 0.0
 
 
 class NoMetrics:

@@ -121,7 +121,7 @@ def test_rows_that_stop_early_leave_and_the_rest_stays_exact(tokenizer):
     texts = dict.fromkeys(names, prompt)
     lengths = set()
     for turn in range(3):
-        answers = engine.generate(names, 30, 1.5, [100 * turn + i for i in range(16)])
+        answers = engine.generate(names, 30, 1.0, [100 * turn + i for i in range(16)])
         lengths |= {len(answer.tokens) for answer in answers.values()}
         for name in names:
             start = len(texts[name])
