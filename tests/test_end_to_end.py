@@ -59,9 +59,18 @@ from megatron.core import dist_checkpointing
 os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2])
 parallel.initialise(1, 1, 0, 60.0)
 found = {}
+def add(name, value):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            add(f"{name}/{key}", inner)
+    elif isinstance(value, (list, tuple)):
+        for key, inner in enumerate(value):
+            add(f"{name}/{key}", inner)
+    else:
+        data = value.contiguous().numpy().tobytes() if hasattr(value, "numpy") else repr(value).encode()
+        found[name] = hashlib.sha256(data).hexdigest()
 for part in ("weights", "optimizer"):
-    for key, tensor in dist_checkpointing.load_plain_tensors(str(Path(sys.argv[1]) / "model" / part)).items():
-        found[f"{part}/{key}"] = hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+    add(part, dist_checkpointing.load_plain_tensors(str(Path(sys.argv[1]) / "model" / part)))
 print(json.dumps(found))
 parallel.shutdown()
 """
@@ -70,7 +79,9 @@ parallel.shutdown()
     done = subprocess.run([sys.executable, "-c", code, str(run_dir / "checkpoints" / name), str(free_port())],
                           capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) > 20
+    return found
 
 
 def processes_of(run_dir: Path) -> list[int]:
@@ -164,13 +175,14 @@ def test_stopped_by_ctrl_c_and_resumed_is_the_same_run(finished: Path) -> None:
 
 @pytest.mark.parametrize("victim", ["rollout-worker", "train-rank", "serve-env"])
 def test_a_killed_process_ends_the_job_with_a_reason(finished: Path, victim: str) -> None:
-    run_dir = sibling(finished, f"killed-{victim}")
+    run_dir = sibling(finished, f"killed-{('rollout-worker', 'train-rank', 'serve-env').index(victim)}")
     with start(run_dir) as process:
         deadline = time.monotonic() + 200
         chosen: list[int] = []
         while not chosen:
             assert process.poll() is None and time.monotonic() < deadline, logs(run_dir)
-            chosen = [pid for pid in processes_of(run_dir) if victim in Path(f"/proc/{pid}/cmdline").read_text()]
+            chosen = [pid for pid in processes_of(run_dir)
+                      if victim in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
             time.sleep(0.02)
         time.sleep(1.0)
         os.kill(chosen[-1], signal.SIGKILL)
@@ -186,6 +198,7 @@ def test_the_same_job_on_real_logs(shared_dir: Path, tmp_path: Path) -> None:
     run(run_dir, "scenes=av2", f"scenes.path={shared_dir / 'data' / 'av2' / 'logs'}", "mtgrpo.steps=1")
     splits = json.loads((run_dir / "splits.json").read_text())
     assert len(splits["train"]) == 12 and len(splits["held_out"]) == 3
-    assert not {i.rpartition("/")[0] for i in splits["train"]} & {i.rpartition("/")[0] for i in splits["held_out"]}
+    assert len({i.rpartition("-")[0] for i in splits["train"] + splits["held_out"]}) > 1
+    assert not {i.rpartition("-")[0] for i in splits["train"]} & {i.rpartition("-")[0] for i in splits["held_out"]}
     (line,) = steps(run_dir, "rl")
     assert line["episodes/invalid"] == 0 and line["logprob_gap/max"] < 1e-4

@@ -31,17 +31,17 @@ class EpochSampler:
 
 
 def split_ids(ids: Sequence[str], held_out: int, seed: int) -> tuple[list[str], list[str]]:
-    """Training ids and held-out ids, which share no log: the part of an id before the last "/" is its log.
+    """Training ids and held-out ids, which share no log: the part of an id before its last "-" is its log.
 
     Windows of one log overlap in time and place, so whole logs are held out until `held_out` scenes are; ids without a
-    "/" are logs of their own.
+    "-" are logs of their own.
 
     Raises:
         ValueError: nothing would be left to train on.
     """
     logs: dict[str, list[str]] = {}
     for scene_id in ids:
-        logs.setdefault(scene_id.rpartition("/")[0] or scene_id, []).append(scene_id)
+        logs.setdefault(scene_id.rpartition("-")[0] or scene_id, []).append(scene_id)
     names = sorted(logs)
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     kept: list[str] = []

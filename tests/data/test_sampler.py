@@ -27,10 +27,10 @@ def test_nothing_to_sample_from() -> None:
 
 
 def test_held_out_scenes_share_no_log() -> None:
-    ids = [f"log{log}/{window}" for log in range(5) for window in range(10)]
+    ids = [f"log{log}-{window}" for log in range(5) for window in range(10)]
     train, held_out = split_ids(ids, held_out=15, seed=0)
     assert len(held_out) == 15
-    assert not {i.split("/")[0] for i in train} & {i.split("/")[0] for i in held_out}
+    assert not {i.split("-")[0] for i in train} & {i.split("-")[0] for i in held_out}
     assert len(train) == 30
     assert split_ids(list(reversed(ids)), 15, seed=0)[1] != [] and split_ids(ids, 15, seed=0) == (train, held_out)
 
@@ -43,4 +43,4 @@ def test_ids_without_a_log_are_split_one_by_one() -> None:
 
 def test_nothing_left_to_train_on() -> None:
     with pytest.raises(ValueError, match="scenes.held_out=9 takes all 4 scenes of 1 logs"):
-        split_ids([f"log/{i}" for i in range(4)], held_out=9, seed=0)
+        split_ids([f"log-{i}" for i in range(4)], held_out=9, seed=0)
