@@ -60,9 +60,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-
 def _command(commands: argparse._SubParsersAction, name: str, summary: str, run: Callable, example: str,
              ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
