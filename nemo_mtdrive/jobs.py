@@ -19,7 +19,7 @@ from nemo_mtdrive.evaluation.baselines import DRIVERS, summarise_drivers
 from nemo_mtdrive.evaluation.evaluate import Bootstrap
 from nemo_mtdrive.evaluation.report import write_readme_picture, write_report
 from nemo_mtdrive.evaluation.tables import terminal_table
-from nemo_mtdrive.launch import run_processes
+from nemo_mtdrive.launch import refuse_busy_port, run_processes
 from nemo_mtdrive.pdm.agent import PDMAgent
 from nemo_mtdrive.telemetry.events import EventDisplay
 from nemo_mtdrive.telemetry.progress import Progress, format_seconds, open_progress
@@ -37,6 +37,7 @@ def run_rl(config: Config) -> Path:
         JobFailed, JobInterrupted: see `launch`.
     """
     started = time.monotonic()
+    refuse_busy_port(config)
     run_dir = open_run_dir(config)
     with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
         prepare(config, run_dir, progress)

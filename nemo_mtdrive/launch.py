@@ -57,6 +57,17 @@ class Endpoints:
     master_port: int
 
 
+def refuse_busy_port(config: Config) -> None:
+    """Check a port that the config names, at start-up and again when it is used.
+
+    Raises:
+        ConfigError: `environment.port` is busy.
+    """
+    host, port = config.environment.host, config.environment.port
+    if port and not port_is_free(host, port):
+        raise ConfigError(f"environment.port={port}: it is busy on {host}; set another, or 0 for a free one")
+
+
 def make_endpoints(config: Config, socket_dir: Path) -> Endpoints:
     """Choose ports and sockets for a job on this machine.
 
@@ -64,9 +75,8 @@ def make_endpoints(config: Config, socket_dir: Path) -> Endpoints:
         ConfigError: `environment.port` is busy.
     """
     environment = config.environment
+    refuse_busy_port(config)
     port = environment.port or free_port(environment.host)
-    if not port_is_free(environment.host, port):
-        raise ConfigError(f"environment.port={port}: it is busy on {environment.host}; set another, or 0 for a free one")
     return Endpoints(
         run_id=f"mtd{secrets.token_hex(4)}",
         environment_urls=[f"http://{environment.host}:{port}"],
