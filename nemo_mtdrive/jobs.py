@@ -16,7 +16,7 @@ from nemo_mtdrive.config import Config, ConfigError, read_config, save_config
 from nemo_mtdrive.data.prepare import prepare, read_splits, scene_arguments
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.evaluation.baselines import DRIVERS, summarise_drivers
-from nemo_mtdrive.evaluation.evaluate import Bootstrap
+from nemo_mtdrive.evaluation.evaluate import BOOTSTRAP
 from nemo_mtdrive.evaluation.report import write_readme_picture, write_report
 from nemo_mtdrive.evaluation.tables import terminal_table
 from nemo_mtdrive.launch import refuse_busy_port, run_processes
@@ -26,7 +26,6 @@ from nemo_mtdrive.telemetry.progress import Progress, format_seconds, open_progr
 
 PLAIN_EVERY_S = 10.0
 """Least time between two progress lines where stderr is no terminal [s]."""
-BOOTSTRAP = Bootstrap(resamples=1000, seed=0)
 
 
 def run_rl(config: Config) -> Path:

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nemo_mtdrive.algorithms.policy import MicroBatch
 from nemo_mtdrive.dialogue.conversation import mrope_positions
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
 from nemo_mtdrive.transfer.images import pixel_values
 from nemo_mtdrive.types import NOT_OURS
 
-MicroBatch = dict[str, Tensor]
 Payload = NDArray[np.uint8] | NDArray[np.float32]
 """An image as a link delivered it: uint8 [H, W, 3], or its patches float32 [n, 1176] (the baseline)."""
 

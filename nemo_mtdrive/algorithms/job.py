@@ -23,7 +23,7 @@ from nemo_mtdrive.config import Config
 from nemo_mtdrive.data.curate import SceneArguments
 from nemo_mtdrive.data.prepare import Splits
 from nemo_mtdrive.data.single_turn import question
-from nemo_mtdrive.evaluation.evaluate import Bootstrap, facts_of, summarise
+from nemo_mtdrive.evaluation.evaluate import BOOTSTRAP, facts_of, summarise
 from nemo_mtdrive.telemetry.metrics import MetricsLogger
 from nemo_mtdrive.telemetry.progress import Progress
 from nemo_mtdrive.telemetry.recorder import EpisodeRecorder
@@ -31,7 +31,6 @@ from nemo_mtdrive.types import Episode, Group, RolloutTask
 
 EVALUATION_STEP = 0
 """Every evaluation draws with the same seeds, so that rows differ by the policy alone."""
-BOOTSTRAP = Bootstrap(resamples=1000, seed=0)
 
 
 @dataclass(frozen=True)

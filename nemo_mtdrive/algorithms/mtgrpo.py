@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nemo_mtdrive.algorithms.advantage import group_advantages
-from nemo_mtdrive.algorithms.batch import MicroBatch, Payload, build_micro_batch, pack, pad
+from nemo_mtdrive.algorithms.batch import Payload, build_micro_batch, pack, pad
 from nemo_mtdrive.algorithms.loss import LossSettings, mtgrpo_loss
 from nemo_mtdrive.algorithms.metrics import logprob_gap, rollout_metrics
-from nemo_mtdrive.algorithms.policy import DataShare, Policy
+from nemo_mtdrive.algorithms.policy import DataShare, MicroBatch, Policy
 from nemo_mtdrive.config import MtGRPOConfig
 from nemo_mtdrive.data.sampler import EpochSampler
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer

@@ -6,9 +6,9 @@ import math
 
 from torch import Tensor
 
-from nemo_mtdrive.algorithms.batch import MicroBatch, build_micro_batch, pack
+from nemo_mtdrive.algorithms.batch import build_micro_batch, pack
 from nemo_mtdrive.algorithms.loss import sft_loss
-from nemo_mtdrive.algorithms.policy import DataShare, Policy
+from nemo_mtdrive.algorithms.policy import DataShare, MicroBatch, Policy
 from nemo_mtdrive.config import SFTConfig
 from nemo_mtdrive.data.datasets import SFTDataset, TokenSequence
 from nemo_mtdrive.data.sampler import EpochSampler

@@ -57,6 +57,8 @@ class Bootstrap:
     seed: int
 
 
+BOOTSTRAP = Bootstrap(resamples=1000, seed=0)
+"""Of every row of a run, so that their intervals are made alike."""
 UNANSWERED: Mapping[str, float] = dict.fromkeys(SCORE_NAMES, 0.0)
 
 
