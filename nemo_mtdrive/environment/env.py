@@ -16,7 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -26,6 +26,7 @@ from nemo_mtdrive.dialogue.answer import ParsedAnswer, parse_answer
 from nemo_mtdrive.dialogue.prompt import first_question, unreadable_feedback
 from nemo_mtdrive.driving.scene import Scene, SceneError
 from nemo_mtdrive.image_key import image_key
+from nemo_mtdrive.pdm.review import Review, Reviewer
 from nemo_mtdrive.types import TRAJECTORY_POINTS, TRAJECTORY_STEP_S, Observation, StepResult
 
 MAX_EPISODES = 65536
@@ -68,33 +69,6 @@ class SceneSource(Protocol):
 
     def image(self, scene_id: str) -> NDArray[np.uint8]:
         """[H, W, 3] the front image at the model's size."""
-        ...
-
-
-class ReviewLike(Protocol):
-    """What a reviewer says of one trajectory (`nemo_mtdrive.pdm.agent.Review`)."""
-
-    @property
-    def scores(self) -> Mapping[str, float]:
-        """`SCORE_NAMES` -> 0..1."""
-        ...
-
-    @property
-    def violations(self) -> Sequence[Mapping[str, Any]]:
-        """The violations; none means clean."""
-        ...
-
-    @property
-    def feedback(self) -> str:
-        """Text of the next user message."""
-        ...
-
-
-class Reviewer(Protocol):
-    """Any agent with trajectory-level feedback; the paper's is `nemo_mtdrive.pdm.agent.PDMAgent`."""
-
-    def review(self, scene: Scene, trajectories: NDArray[np.float64]) -> Sequence[ReviewLike]:
-        """Score trajectories [B, 8, 3] of one scene."""
         ...
 
 
@@ -256,21 +230,21 @@ class DrivingEnvironment:
             raise OutOfOrder(f"episode {episode_id!r}: got turn {turn}, want turn {answered}")
         return episode.opened
 
-    def _review(self, fresh: Mapping[str, tuple[_Opened, int, ParsedAnswer]]) -> dict[str, ReviewLike]:
+    def _review(self, fresh: Mapping[str, tuple[_Opened, int, ParsedAnswer]]) -> dict[str, Review]:
         """Reviews by episode id, for the answers that have a trajectory; one call a scene."""
         by_scene: dict[str, list[tuple[str, _Opened, NDArray[np.float64]]]] = {}
         for episode_id, (opened, _, parsed) in fresh.items():
             if parsed.trajectory is not None:
                 batch = by_scene.setdefault(opened.scene.scene_id, [])
                 batch.append((episode_id, opened, parsed.trajectory))
-        reviews: dict[str, ReviewLike] = {}
+        reviews: dict[str, Review] = {}
         for batch in by_scene.values():
             trajectories = np.stack([trajectory for _, _, trajectory in batch])
             found = self.agent.review(batch[0][1].scene, trajectories)
             reviews.update((episode_id, review) for (episode_id, _, _), review in zip(batch, found, strict=True))
         return reviews
 
-    def _reply(self, episode_id: str, turn: int, parsed: ParsedAnswer, review: ReviewLike | None) -> StepResult:
+    def _reply(self, episode_id: str, turn: int, parsed: ParsedAnswer, review: Review | None) -> StepResult:
         last = turn == self.max_turns - 1
         if review is None:
             feedback = unreadable_feedback(parsed.problem)

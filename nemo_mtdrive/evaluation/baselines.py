@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.driving.trajectory import constant_velocity
 from nemo_mtdrive.evaluation.evaluate import Answer, Bootstrap, SceneFacts, facts_of, summarise_answers
-from nemo_mtdrive.pdm.agent import Reviewer
+from nemo_mtdrive.pdm.review import Reviewer
 
 Array = NDArray[np.float64]
 Driver = Callable[[Scene], Array | None]

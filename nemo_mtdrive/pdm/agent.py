@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,30 +9,11 @@ from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.pdm.cache import PreparedScene, SceneCache
 from nemo_mtdrive.pdm.feedback import feedback_text, find_violations, violations_of
 from nemo_mtdrive.pdm.observation import PERCEPTIONS
+from nemo_mtdrive.pdm.review import Review
 from nemo_mtdrive.pdm.score import scores
 from nemo_mtdrive.pdm.simulate import check_trajectories
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Review:
-    """What an agent has to say of one trajectory."""
-
-    scores: dict[str, float]
-    """`types.SCORE_NAMES` -> 0..1."""
-    violations: list[dict[str, Any]]
-    """{"metric": "DAC"|"NC"|"TTC", "point": 0..7, "object": [x, y, z, l, w, h, heading, name] | None}."""
-    feedback: str
-    """The next user message, empty where NC, DAC and TTC are all 1."""
-
-
-class Reviewer(Protocol):
-    """Any agent that gives trajectory-level feedback; the multi-turn loop needs nothing else of it."""
-
-    def review(self, scene: Scene, trajectories: Array) -> Sequence[Review]:
-        """Review trajectories [B, 8, 3] of one scene, in order."""
-        ...
 
 
 class PDMAgent:

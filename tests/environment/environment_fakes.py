@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nemo_mtdrive.driving.scene import Ego, Scene, SceneMap
 from nemo_mtdrive.environment.env import DrivingEnvironment
+from nemo_mtdrive.pdm.review import Review
 from nemo_mtdrive.types import SCORE_NAMES
 
 FEEDBACK = "This was your previous trajectory prediction. It leaves the lane."
@@ -53,22 +53,13 @@ class FakeScenes:
 
 
 @dataclass
-class FakeReview:
-    """As `pdm.agent.Review`."""
-
-    scores: dict[str, float]
-    violations: list[dict[str, Any]]
-    feedback: str
-
-
-@dataclass
 class FakeReviewer:
     """A trajectory within 1 m of y = 0 is clean; PDMS is 1 / (1 + largest |y|). x above 900 breaks it."""
 
     calls: list[tuple[str, int]] = field(default_factory=list)
     pause_s: float = 0.0
 
-    def review(self, scene: Scene, trajectories: NDArray[np.float64]) -> list[FakeReview]:
+    def review(self, scene: Scene, trajectories: NDArray[np.float64]) -> list[Review]:
         """One review each."""
         assert trajectories.ndim == 3 and trajectories.shape[1:] == (8, 3)
         self.calls.append((scene.scene_id, len(trajectories)))
@@ -76,13 +67,13 @@ class FakeReviewer:
         return [self._review(trajectory) for trajectory in trajectories]
 
     @staticmethod
-    def _review(trajectory: NDArray[np.float64]) -> FakeReview:
+    def _review(trajectory: NDArray[np.float64]) -> Review:
         if trajectory[0, 0] > 900:
             raise RuntimeError("the map has a hole\nhere")
         sideways = np.abs(trajectory[:, 1])
         scores = dict.fromkeys(SCORE_NAMES, 1.0) | {"PDMS": float(1 / (1 + sideways.max()))}
         violations = [{"metric": "DAC", "point": int(point), "object": None} for point in np.flatnonzero(sideways > 1)]
-        return FakeReview(scores, violations, FEEDBACK if violations else "")
+        return Review(scores, violations, FEEDBACK if violations else "")
 
 
 def answer(sideways: float) -> str:

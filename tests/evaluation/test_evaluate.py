@@ -12,7 +12,7 @@ from hand_episodes import make_episode, make_turn
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.evaluation.baselines import DRIVERS, summarise_drivers
 from nemo_mtdrive.evaluation.evaluate import Bootstrap, SceneFacts, confidence_interval, summarise
-from nemo_mtdrive.pdm.agent import Review
+from nemo_mtdrive.pdm.review import Review
 from nemo_mtdrive.telemetry.metrics import flatten
 from nemo_mtdrive.types import SCORE_NAMES
 
