@@ -1,13 +1,15 @@
 """The one map between HF's parameter names and Megatron's, used by converters, weight sync and the random start.
 
 A `Rule` says which HF tensors make up one Megatron parameter and how they are laid out in it. Everything else (loading
-a rank's shard, exporting whole HF tensors, tests of both) follows from the rules.
+a rank's shard, exporting whole HF tensors, the layout of a checkpoint on disk, tests of all) follows from the rules.
 """
 
 from __future__ import annotations
 
+import re
+
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,7 +34,15 @@ class Layout:
 
     split: Split
     merge: Merge
-    sharded: bool = True
+    axis: int | None = 0
+    """The axis of the whole parameter that tensor-parallel ranks share out; None: every rank has all of it."""
+    parts: int = 1
+    """How many equal blocks lie along `axis` in a shard, each the rank's share of a block of the whole parameter."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether tensor-parallel ranks hold different parts."""
+        return self.axis is not None
 
 
 @dataclass(frozen=True)
@@ -45,12 +55,19 @@ class Rule:
     stage: int
     exported: bool = True
     """False for a second copy of a tied tensor."""
+    layer: tuple[int, int] | None = None
+    """(index in the whole model, number of layers) of a parameter that every layer of a stack has."""
+
+    @property
+    def key(self) -> str:
+        """Its name in a checkpoint, where the layers of a stack are one tensor with the layer as first axis."""
+        return "module." + re.sub(r"\.layers\.\d+\.", ".layers.", self.megatron)
 
 
-REPLICATED = Layout(lambda tensors, size: [tensors[0]] * size, lambda shards: [shards[0]], sharded=False)
+REPLICATED = Layout(lambda tensors, size: [tensors[0]] * size, lambda shards: [shards[0]], axis=None)
 ROWS = Layout(lambda tensors, size: list(tensors[0].chunk(size)), lambda shards: [torch.cat(shards)])
 """Column-parallel linears and embeddings: each rank has some of the output rows."""
-COLUMNS = Layout(lambda tensors, size: list(tensors[0].chunk(size, 1)), lambda shards: [torch.cat(shards, 1)])
+COLUMNS = Layout(lambda tensors, size: list(tensors[0].chunk(size, 1)), lambda shards: [torch.cat(shards, 1)], axis=1)
 """Row-parallel linears: each rank has some of the input columns."""
 
 
@@ -64,7 +81,7 @@ def _gated_merge(shards: list[Tensor]) -> list[Tensor]:
     return [torch.cat([half[part] for half in halves]) for part in (0, 1)]
 
 
-GATED = Layout(_gated_split, _gated_merge)
+GATED = Layout(_gated_split, _gated_merge, parts=2)
 """gate_proj and up_proj in one linear; every rank has its part of both, gate first."""
 
 
@@ -99,7 +116,7 @@ def rules(hf: Qwen2_5_VLConfig, pipeline_size: int) -> list[Rule]:
     last = pipeline_size - 1
     found = [Rule("vision_model.conv1.weight", ("visual.patch_embed.proj.weight",), REPLICATED, 0)]
     for layer in range(hf.vision_config.depth):
-        found += _vision_layer(layer, fused_qkv(hf.vision_config.num_heads))
+        found += _of_layer(_vision_layer(layer, fused_qkv(hf.vision_config.num_heads)), layer, hf.vision_config.depth)
     found.append(Rule("vision_model.decoder.final_layernorm.weight", ("visual.merger.ln_q.weight",), REPLICATED, 0))
     found += _linear("vision_projection.encoder.linear_fc1", ("visual.merger.mlp.0",), ROWS, ROWS, 0)
     found += _linear("vision_projection.encoder.linear_fc2", ("visual.merger.mlp.2",), COLUMNS, REPLICATED, 0)
@@ -107,7 +124,8 @@ def rules(hf: Qwen2_5_VLConfig, pipeline_size: int) -> list[Rule]:
     found.append(Rule("language_model.embedding.word_embeddings.weight", (embedding,), ROWS, 0))
     qkv = grouped_qkv(hf.num_attention_heads, hf.num_key_value_heads)
     for layer in range(hf.num_hidden_layers):
-        found += _language_layer(layer, hf.num_hidden_layers // pipeline_size, qkv)
+        stacked = _language_layer(layer, hf.num_hidden_layers // pipeline_size, qkv)
+        found += _of_layer(stacked, layer, hf.num_hidden_layers)
     found.append(Rule("language_model.decoder.final_layernorm.weight", ("model.norm.weight",), REPLICATED, last))
     output = "language_model.output_layer.weight"
     if not hf.tie_word_embeddings:
@@ -115,6 +133,10 @@ def rules(hf: Qwen2_5_VLConfig, pipeline_size: int) -> list[Rule]:
     elif last:
         found.append(Rule(output, (embedding,), ROWS, last, exported=False))
     return found
+
+
+def _of_layer(found: list[Rule], layer: int, layers: int) -> list[Rule]:
+    return [replace(rule, layer=(layer, layers)) for rule in found]
 
 
 def _linear(megatron: str, hf: tuple[str, ...], weight: Layout, bias: Layout | None, stage: int) -> list[Rule]:
