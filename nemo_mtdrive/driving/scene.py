@@ -18,16 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_mtdrive.driving.schema import SceneError, validate
+
 SCHEMA = "nemo-mtdrive-scene/1"
-KNOWN_SCHEMAS = (SCHEMA, "navsim-v1.1-golden/1")
 COMMANDS = ("TURN LEFT", "GO STRAIGHT", "TURN RIGHT")
 TRACK_TYPES = ("vehicle", "pedestrian", "bicycle", "traffic_cone", "barrier", "czone_sign", "generic_object")
 
 Array = NDArray[np.float64]
-
-
-class SceneError(ValueError):
-    """A scene file that cannot be used: the message says which key, what was got and what is wanted."""
 
 
 @dataclass(frozen=True)
@@ -180,20 +177,8 @@ class Scene:
         return self.history is not None and self.command is not None and self.camera is not None
 
 
-def _array(value: Any, columns: int, where: str, *, empty: bool = False) -> Array:
-    array = np.asarray(value, dtype=np.float64)
-    if empty and array.size == 0:
-        return np.zeros((0, columns))
-    if array.ndim != 2 or array.shape[1] != columns or not np.isfinite(array).all():
-        raise SceneError(f"{where}: got shape {array.shape}, want finite rows of {columns} numbers")
-    return array
-
-
-def _vector(value: Any, length: int, where: str) -> Array:
-    array = np.asarray(value, dtype=np.float64)
-    if array.shape != (length,) or not np.isfinite(array).all():
-        raise SceneError(f"{where}: got shape {array.shape}, want {length} finite numbers")
-    return array
+def _array(value: Any) -> Array:
+    return np.asarray(value, dtype=np.float64)
 
 
 def _ids(values: Any) -> tuple[str, ...]:
@@ -202,34 +187,23 @@ def _ids(values: Any) -> tuple[str, ...]:
 
 def _map_from_json(data: Mapping[str, Any]) -> SceneMap:
     def areas(key: str) -> tuple[Area, ...]:
-        return tuple(Area(str(a["id"]), _array(a["polygon"], 2, f"map.{key}[{a['id']}]")) for a in data.get(key, ()))
+        return tuple(Area(str(a["id"]), _array(a["polygon"])) for a in data.get(key, ()))
 
     blocks = tuple(
-        Roadblock(str(b["id"]), b["kind"], _array(b["polygon"], 2, f"map.roadblocks[{b['id']}]"), _ids(b["lane_ids"]),
-                  _ids(b["incoming"]), _ids(b["outgoing"]))
+        Roadblock(str(b["id"]), b["kind"], _array(b["polygon"]), _ids(b["lane_ids"]), _ids(b["incoming"]),
+                  _ids(b["outgoing"]))
         for b in data["roadblocks"]
     )
     lanes = tuple(
-        Lane(str(v["id"]), v["kind"], str(v["roadblock_id"]), _array(v["polygon"], 2, f"map.lanes[{v['id']}].polygon"),
-             _array(v["centerline"], 2, f"map.lanes[{v['id']}].centerline"), v.get("speed_limit_mps"),
-             _ids(v["incoming"]), _ids(v["outgoing"]))
+        Lane(str(v["id"]), v["kind"], str(v["roadblock_id"]), _array(v["polygon"]), _array(v["centerline"]),
+             v["speed_limit_mps"], _ids(v["incoming"]), _ids(v["outgoing"]))
         for v in data["lanes"]
     )
     return SceneMap(blocks, lanes, areas("intersections"), areas("carparks"), areas("crosswalks"))
 
 
-def _track_from_json(data: Mapping[str, Any]) -> Track:
-    token = str(data["token"])
-    if data["type"] not in TRACK_TYPES:
-        raise SceneError(f"tracks[{token}].type: got {data['type']!r}, want one of {', '.join(TRACK_TYPES)}")
-    return Track(token, data["type"], _vector(data["size"], 3, f"tracks[{token}].size"),
-                 _array(data["states"], 6, f"tracks[{token}].states"))
-
-
 def _camera_from_json(data: Mapping[str, Any]) -> Camera:
-    return Camera(data["file"], int(data["width"]), int(data["height"]),
-                  np.asarray(data["intrinsics"], dtype=np.float64).reshape(3, 3),
-                  np.asarray(data["extrinsics"], dtype=np.float64).reshape(4, 4))
+    return Camera(data["file"], data["width"], data["height"], _array(data["intrinsics"]), _array(data["extrinsics"]))
 
 
 _RECORD_KEYS = frozenset(
@@ -242,39 +216,34 @@ def scene_from_json(data: Mapping[str, Any], directory: Path | None = None) -> S
     """Build a `Scene` from the parsed JSON of a scene file.
 
     Raises:
-        SceneError: a key is missing or its value does not fit; the message names the key.
+        SceneError: it is not a scene; the message says where and what (`schema.validate`).
     """
-    if data.get("schema") not in KNOWN_SCHEMAS:
-        raise SceneError(f"schema: got {data.get('schema')!r}, want {SCHEMA!r}")
-    try:
-        ego = data["ego"]
-        command = data.get("command")
-        if command is not None and command not in COMMANDS:
-            raise SceneError(f"command: got {command!r}, want one of {', '.join(COMMANDS)}")
-        known = {name: value for name, value in ego.get("vehicle", {}).items() if name in Vehicle.__dataclass_fields__}
-        return Scene(
-            scene_id=str(data["scene_id"]),
-            kind=str(data.get("kind", data.get("category", "unknown"))),
-            ego=Ego(_vector(ego["rear_axle_pose"], 3, "ego.rear_axle_pose"), _vector(ego["velocity"], 2, "ego.velocity"),
-                    _vector(ego["acceleration"], 2, "ego.acceleration"), Vehicle(**known)),
-            map=_map_from_json(data["map"]),
-            route_roadblock_ids=_ids(data["route_roadblock_ids"]),
-            traffic_lights=tuple(TrafficLight(str(t["lane_connector_id"]), bool(t["is_red"]))
-                                 for t in data["traffic_lights"]),
-            tracks=tuple(_track_from_json(t) for t in data["tracks"]),
-            history=None if data.get("history") is None else _array(data["history"], 3, "history"),
-            command=command,
-            future=None if data.get("future") is None else _array(data["future"], 3, "future"),
-            camera=None if data.get("camera") is None else _camera_from_json(data["camera"]),
-            source=data.get("source", ""),
-            licence=data.get("licence", ""),
-            cases=tuple(Case(c["name"], _array(c["trajectory"], 3, f"cases[{c['name']}]"), c.get("expected"))
-                        for c in data.get("cases", ())),
-            extra={key: value for key, value in data.items() if key not in _RECORD_KEYS},
-            directory=directory,
-        )
-    except KeyError as error:
-        raise SceneError(f"key {error.args[0]!r} is missing") from error
+    validate(data)
+    return scene_from_valid(data, directory)
+
+
+def scene_from_valid(data: Mapping[str, Any], directory: Path | None = None) -> Scene:
+    """The same of data that `validate` has passed before, as what a scene set holds."""
+    ego = data["ego"]
+    vehicle = {name: value for name, value in ego["vehicle"].items() if name in Vehicle.__dataclass_fields__}
+    return Scene(
+        scene_id=data["scene_id"],
+        kind=data.get("kind", data.get("category", "unknown")),
+        ego=Ego(_array(ego["rear_axle_pose"]), _array(ego["velocity"]), _array(ego["acceleration"]), Vehicle(**vehicle)),
+        map=_map_from_json(data["map"]),
+        route_roadblock_ids=_ids(data["route_roadblock_ids"]),
+        traffic_lights=tuple(TrafficLight(str(t["lane_connector_id"]), t["is_red"]) for t in data["traffic_lights"]),
+        tracks=tuple(Track(str(t["token"]), t["type"], _array(t["size"]), _array(t["states"])) for t in data["tracks"]),
+        history=None if data.get("history") is None else _array(data["history"]),
+        command=data.get("command"),
+        future=None if data.get("future") is None else _array(data["future"]),
+        camera=None if data.get("camera") is None else _camera_from_json(data["camera"]),
+        source=data.get("source", ""),
+        licence=data.get("licence", ""),
+        cases=tuple(Case(c["name"], _array(c["trajectory"]), c.get("expected")) for c in data.get("cases", ())),
+        extra={key: value for key, value in data.items() if key not in _RECORD_KEYS},
+        directory=directory,
+    )
 
 
 def scene_to_json(scene: Scene) -> dict[str, Any]:
@@ -326,6 +295,15 @@ def scene_to_json(scene: Scene) -> dict[str, Any]:
     return data | dict(scene.extra)
 
 
+def check_scene(scene: Scene) -> None:
+    """Hold a scene that was made here against the same rules as a file.
+
+    Raises:
+        SceneError: the message says where and what.
+    """
+    validate(scene_to_json(scene))
+
+
 def load_scene(path: str | os.PathLike[str]) -> Scene:
     """Read a scene file.
 
@@ -336,15 +314,24 @@ def load_scene(path: str | os.PathLike[str]) -> Scene:
     file = Path(path)
     try:
         return scene_from_json(json.loads(file.read_text()), file.parent)
-    except (SceneError, json.JSONDecodeError) as error:
+    except (SceneError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SceneError(f"{file}: {error}") from error
 
 
 def save_scene(scene: Scene, path: str | os.PathLike[str]) -> None:
-    """Write a scene file whole or not at all (a temporary file, then a rename)."""
+    """Write a scene file whole or not at all (a temporary file, then a rename).
+
+    Raises:
+        SceneError: the scene would be refused when it is read; nothing is written.
+    """
     file = Path(path)
+    data = scene_to_json(scene)
+    try:
+        validate(data)
+    except SceneError as error:
+        raise SceneError(f"{file}: not written: {error}") from error
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(scene_to_json(scene), separators=(",", ":")))
+    temporary.write_text(json.dumps(data, separators=(",", ":"), allow_nan=False))
     temporary.replace(file)
 
 
