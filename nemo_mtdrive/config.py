@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,26 @@ class EnvironmentConfig:
     host: str = "127.0.0.1"
     port: int = 0
     """0 takes a free port; a busy one is refused at start-up."""
+    workers: int = 8
+    """Scoring processes of a server; a core each."""
+    queue_items: int = 16384
+    """Answers that may be waiting or in hand; more are told to come again (503 with Retry-After)."""
     perception: str = "oracle"
     """What the agent's feedback and reward see: oracle (recorded future) or kinematic (constant velocity)."""
     cache_scenes: int = 4096
-    """Scenes whose prepared scoring data is kept in memory."""
+    """Scenes whose prepared scoring data is kept in memory, all workers of a server together."""
     timeout_s: float = 120.0
     retries: int = 4
+
+
+@dataclass
+class AgentConfig:
+    """Who reviews trajectories: gives rewards and feedback (Section 3.1; others: Section 5)."""
+
+    kind: str = "pdm"
+    """pdm (rules), learned (a reward model), or `package.module:factory` of your own (docs/reviewers.md)."""
+    path: str = ""
+    """learned: the folder that `nemo-mtdrive train-reviewer` wrote; handed to a factory as it is."""
 
 
 @dataclass
@@ -213,6 +228,7 @@ class Config:
     resume: bool = False
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -309,6 +325,7 @@ def check(config: Config) -> None:
                           f"{'scene files' if config.scenes.source == 'files' else 'AV2 logs'}")
     if config.model.hf and not (Path(config.model.hf) / "config.json").is_file():
         raise ConfigError(f"model.hf={config.model.hf!r}: no config.json there; set it to a Qwen2.5-VL directory")
+    _check_agent(config.agent)
 
 
 CHOICES = {
@@ -327,6 +344,22 @@ MAY_BE_ZERO = frozenset((
     "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "validation.every_steps",
     "validation.scenes", "checkpoint.every_steps", "logging.recorded_episodes",
 ))
+
+
+def _check_agent(agent: AgentConfig) -> None:
+    if agent.kind == "learned" and not Path(agent.path, "reward_model.safetensors").is_file():
+        raise ConfigError(f"agent.path={agent.path!r}: no reward_model.safetensors there; set it to a folder that "
+                          "`nemo-mtdrive train-reviewer` wrote")
+    if agent.kind in ("pdm", "learned"):
+        return
+    module, _, name = agent.kind.partition(":")
+    try:
+        known = name.isidentifier() and find_spec(module) is not None
+    except (ImportError, ValueError):
+        known = False
+    if not known:
+        raise ConfigError(f"agent.kind={agent.kind}: no such agent; set it to pdm, learned, or package.module:factory of "
+                          "a module that can be imported")
 
 
 def _check_choices(config: Config) -> None:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import torch
 
     from nemo_mtdrive.dialogue.tokenizer import Tokenizer
+    from nemo_mtdrive.environment.scenes import SceneSource
     from nemo_mtdrive.models.qwen25_vl import Qwen25VLModel
+    from nemo_mtdrive.pdm.review import Reviewer
     from nemo_mtdrive.rollout.worker import WorkerParts
     from nemo_mtdrive.transfer.link import LinkKind
 
@@ -35,19 +37,30 @@ def serve_environment(run_dir: Path) -> int:
     """The environment server of a run; returns the exit code."""
     from urllib.parse import urlsplit
 
-    from nemo_mtdrive.data.prepare import scene_arguments
-    from nemo_mtdrive.environment.env import DrivingEnvironment
     from nemo_mtdrive.environment.server import serve
-    from nemo_mtdrive.pdm.agent import PDMAgent
+    from nemo_mtdrive.environment.worker import WorkerSpec
 
     config, endpoints = _read(run_dir)
     address = urlsplit(endpoints.environment_urls[0])
+    environment = config.environment
+    spec = WorkerSpec(f"{__name__}:scoring_parts", {"run_dir": str(run_dir)}, _scenes_a_worker(config))
+    return serve(spec, workers=environment.workers, queue_items=environment.queue_items,
+                 max_turns=config.rollout.max_turns, host=address.hostname or "127.0.0.1", port=address.port or 0,
+                 token=endpoints.environment_token)
 
-    def make() -> DrivingEnvironment:
-        agent = PDMAgent(perception=config.environment.perception, cache_size=config.environment.cache_scenes)
-        return DrivingEnvironment(scene_arguments(config, run_dir).open(), agent, config.rollout.max_turns)
 
-    return serve(make, host=address.hostname or "127.0.0.1", port=address.port or 0, token=endpoints.environment_token)
+def scoring_parts(run_dir: str) -> tuple[SceneSource, Reviewer]:
+    """Scenes and reviewer of a run, for one scoring worker of its environment server."""
+    from nemo_mtdrive.data.prepare import scene_arguments
+    from nemo_mtdrive.pdm.agent import PDMAgent
+
+    config = read_config(Path(run_dir) / "config.yaml")
+    return (scene_arguments(config, Path(run_dir)).open(),
+            PDMAgent(config.environment.perception, _scenes_a_worker(config)))
+
+
+def _scenes_a_worker(config: Config) -> int:
+    return max(1, config.environment.cache_scenes // config.environment.workers)
 
 
 def run_rollout_worker(run_dir: Path, index: int) -> int:

@@ -1,73 +1,63 @@
-"""The environment over HTTP, with the same methods as `DrivingEnvironment`.
+"""The environment over HTTP, with the same methods as `DrivingEnvironment`, and `score_many` for scores alone.
 
-What fails on the way (refused connections, lost replies, a server that is still warming up) is tried again with
-growing, jittered pauses until the retries or the deadline are used up; then `EnvironmentUnavailable` is raised. Steps
-are idempotent, so trying again never scores twice. Where a server has lost an episode (it was restarted, or another one
-of `urls` took over), the client opens the episode there and repeats its earlier answers: scoring is deterministic.
+Steps are idempotent by (episode, turn) and score requests by their id, so what is sent again after a lost reply is not
+scored twice. Where a server has lost an episode (it was restarted, or another one of `urls` took over), the client opens
+the episode there and repeats its earlier answers: scoring is deterministic, so the episode goes on as it was.
 """
 
 from __future__ import annotations
 
-import random
+import secrets
 import time
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-import httpx
+import numpy as np
+from numpy.typing import NDArray
 
 from nemo_mtdrive.environment import messages
-from nemo_mtdrive.environment.env import EpisodeError, OutOfOrder, ResetItem, StepItem, UnknownEpisode, UnknownScene
+from nemo_mtdrive.environment.connection import (
+    FIRST_PAUSE_S,
+    Connection,
+    EnvironmentRefused,
+    EnvironmentUnavailable,
+)
+from nemo_mtdrive.environment.episodes import OutOfOrder, ResetItem, StepFailed, StepItem, UnknownEpisode
+from nemo_mtdrive.environment.messages import ScoreItem
+from nemo_mtdrive.pdm.review import Review
 from nemo_mtdrive.types import Observation, StepResult
 
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 3.0
-IDLE_CONNECTION_S = 30.0
+__all__ = ["EnvironmentClient", "EnvironmentRefused", "EnvironmentUnavailable"]
 
-_REFUSALS: dict[str, type[EpisodeError]] = {
-    kind.__name__: kind for kind in (UnknownEpisode, UnknownScene, OutOfOrder, EpisodeError)}
-
-
-class EnvironmentUnavailable(RuntimeError):
-    """No result could be had: no server answered within the retries and the deadline, or scoring failed there.
-
-    The episodes it concerns are invalid, never scored 0.
-    """
-
-
-class EnvironmentRefused(RuntimeError):
-    """The server will not take the request, now or later: a wrong token, or a body that it refuses."""
-
-
-class _TryAgain(Exception):
-    """This attempt failed in a way that another may not."""
+SCORES_A_REQUEST = 4096
+"""Trajectories of one score request, or more where one item has more."""
+REQUESTS_AT_ONCE = 4
+"""Score requests that one `score_many` has under way."""
+REOPENINGS = 8
+"""Times that a step opens its episodes anew, while servers come and go."""
 
 
 class EnvironmentClient:
-    """A connection pool to one server, or to several that stand in for each other.
+    """One environment server, or several that stand in for each other; safe for threads that play different episodes.
 
     Args:
         urls: one `http://host:port`, or several; the first is used until it fails.
         token: the server's secret.
         timeout_s: deadline of a call, all attempts together [s].
-        retries: attempts after the first.
+        retries: failures that are tried again; waiting for a full queue is none.
     """
 
     def __init__(self, urls: str | Sequence[str], token: str, timeout_s: float, retries: int) -> None:
-        self._urls = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
-        if not self._urls:
-            raise ValueError("urls is empty: give at least one http://host:port")
+        self._connection = Connection([urls] if isinstance(urls, str) else urls, token, retries)
         self._timeout_s = timeout_s
-        self._retries = retries
-        self._server = 0
         self._answers: dict[str, tuple[str, list[str]]] = {}  # running episodes: scene id and answers so far
-        self._http = httpx.Client(
-            headers={"Authorization": f"Bearer {token}"}, trust_env=False,
-            limits=httpx.Limits(max_connections=16, keepalive_expiry=IDLE_CONNECTION_S))
 
     @property
     def url(self) -> str:
         """The server in use now."""
-        return self._urls[self._server]
+        return self._connection.url
 
     def reset(self, episode_id: str, scene_id: str, want_image: bool) -> Observation:
         """See `DrivingEnvironment.reset`."""
@@ -82,16 +72,23 @@ class EnvironmentClient:
         """
         if not items:
             return []
-        observations = messages.unpack_observations(self._post("/v1/reset", messages.pack_resets(items)))
+        observations = messages.unpack_observations(self._post("/v1/reset", messages.pack_resets(items), self._deadline()))
         self._answers.update((episode_id, (scene_id, [])) for episode_id, scene_id, _ in items)
         return observations
 
     def step(self, episode_id: str, turn: int, answer: str) -> StepResult:
-        """See `DrivingEnvironment.step`."""
-        return self.step_many([(episode_id, turn, answer)])[0]
+        """See `DrivingEnvironment.step`.
 
-    def step_many(self, items: Sequence[StepItem]) -> list[StepResult]:
-        """See `DrivingEnvironment.step_many`; one request.
+        Raises:
+            EnvironmentUnavailable: as `step_many`, or the scene's scoring failed.
+        """
+        [result] = self.step_many([(episode_id, turn, answer)])
+        if isinstance(result, StepFailed):
+            raise EnvironmentUnavailable(f"{self.url}: scoring failed: {result.reason}")
+        return result
+
+    def step_many(self, items: Sequence[StepItem]) -> list[StepResult | StepFailed]:
+        """See `DrivingEnvironment.step_many`; one request. An item whose scene breaks scoring is a `StepFailed`.
 
         Raises:
             UnknownEpisode, OutOfOrder: as the environment raises them.
@@ -99,20 +96,12 @@ class EnvironmentClient:
         """
         if not items:
             return []
-        body = messages.pack_steps(items)
-        try:
-            reply = self._post("/v1/step", body)
-        except UnknownEpisode:
-            if not all(episode_id in self._answers for episode_id, _, _ in items):
-                raise
-            self._reopen([episode_id for episode_id, _, _ in items])
-            reply = self._post("/v1/step", body)
-        results = messages.unpack_results(reply)
+        results = messages.unpack_results(self._step(items))
         for (episode_id, turn, answer), result in zip(items, results, strict=True):
             _, answers = self._answers.get(episode_id, ("", []))
-            if result.done:
+            if isinstance(result, StepResult) and result.done:
                 self._answers.pop(episode_id, None)
-            elif turn == len(answers):
+            elif isinstance(result, StepResult) and turn == len(answers):
                 answers.append(answer)
         return results
 
@@ -125,29 +114,61 @@ class EnvironmentClient:
         for episode_id in episode_ids:
             self._answers.pop(episode_id, None)
         if episode_ids:
-            self._post("/v1/close", messages.pack_closes(episode_ids))
+            self._post("/v1/close", messages.pack_closes(episode_ids), self._deadline())
 
-    def wait_ready(self, timeout_s: float) -> None:
-        """Wait until the server in use answers /ready.
+    def score(self, scene_id: str, trajectories: NDArray[np.float64], *, feedback: bool = False) -> list[Review]:
+        """Reviews of trajectories [B, 8, 3] of one scene; `score_many` with one item.
 
         Raises:
-            EnvironmentUnavailable: it did not within `timeout_s`.
+            EnvironmentUnavailable: as `score_many`, or the scene is unknown or breaks scoring.
+        """
+        [reviews] = self.score_many([(scene_id, trajectories)], feedback=feedback)
+        if isinstance(reviews, str):
+            raise EnvironmentUnavailable(f"{self.url}: {reviews}")
+        return reviews
+
+    def score_many(self, items: Sequence[ScoreItem], *, feedback: bool = False) -> list[list[Review] | str]:
+        """Score trajectories without episodes, spread over all servers; a scene goes to one server, whose cache knows it.
+
+        Args:
+            items: (scene_id, trajectories [B, 8, 3] in the ego frame) each.
+            feedback: also send violations and feedback; without, they are [] and "".
+
+        Returns:
+            For each item its reviews, or why it has none ("UnknownScene: ...", "ScoringFailed: ...").
+
+        Raises:
+            EnvironmentUnavailable, EnvironmentRefused: see there.
+        """
+        deadline = self._deadline()
+        results: list[list[Review] | str] = [[] for _ in items]
+
+        def send(server: int, rows: Sequence[int]) -> None:
+            body = messages.pack_scores([items[row] for row in rows], feedback)
+            reply = self._connection.post("/v1/score", body, deadline, request_id=secrets.token_hex(16), first=server)
+            for row, reviews in zip(rows, messages.unpack_reviews(reply), strict=True):
+                results[row] = reviews
+
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE, thread_name_prefix="score") as threads:
+            for done in [threads.submit(send, *request) for request in self._requests(items)]:
+                done.result()
+        return results
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Wait until a server answers /ready; that one is then in use.
+
+        Raises:
+            EnvironmentUnavailable: none did within `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
-        while not self._is_ready():
+        while not self._connection.use_ready():
             if time.monotonic() > deadline:
                 raise EnvironmentUnavailable(f"{self.url}: not ready after {timeout_s:g} s; see the server's log")
             time.sleep(FIRST_PAUSE_S)
 
-    def _is_ready(self) -> bool:
-        try:
-            return self._http.get(f"{self.url}/ready", timeout=2.0).status_code == 200
-        except httpx.TransportError:
-            return False
-
     def disconnect(self) -> None:
         """Close the connections; the episodes on the server stay."""
-        self._http.close()
+        self._connection.close()
 
     def __enter__(self) -> EnvironmentClient:
         return self
@@ -156,51 +177,54 @@ class EnvironmentClient:
                  trace: TracebackType | None) -> None:
         self.disconnect()
 
-    def _reopen(self, episode_ids: Sequence[str]) -> None:
-        """Open episodes on a server that does not know them, and repeat their answers turn by turn."""
-        known = {episode_id: self._answers[episode_id] for episode_id in episode_ids}
-        self._post("/v1/reset", messages.pack_resets([(e, scene_id, False) for e, (scene_id, _) in known.items()]))
-        for turn in range(max(len(answers) for _, answers in known.values())):
-            again = [(e, turn, answers[turn]) for e, (_, answers) in known.items() if turn < len(answers)]
-            self._post("/v1/step", messages.pack_steps(again))
+    def _deadline(self) -> float:
+        return time.monotonic() + self._timeout_s
 
-    def _post(self, path: str, body: bytes) -> bytes:
-        return self._attempt(lambda timeout_s: self._once(path, body, timeout_s))
+    def _post(self, path: str, body: bytes, deadline: float) -> bytes:
+        return self._connection.post(path, body, deadline)
 
-    def _attempt(self, once: Callable[[float], bytes]) -> bytes:
-        """Call `once(seconds left)` until it succeeds, with pauses that double and are jittered."""
-        deadline = time.monotonic() + self._timeout_s
-        pause = FIRST_PAUSE_S
-        for attempt in range(self._retries + 1):
-            left = deadline - time.monotonic()
+    def _step(self, items: Sequence[StepItem]) -> bytes:
+        """Send a step; where the server in use has not our episodes as we have them, open them there and try again.
+
+        It knows none of them after a restart, and too few turns of them when another server stood in meanwhile.
+        """
+        deadline = self._deadline()
+        body = messages.pack_steps(items)
+        ours = [self._answers.get(episode_id) for episode_id, _, _ in items]
+        ahead = any(known is None or turn > len(known[1]) for known, (_, turn, _) in zip(ours, items, strict=True))
+        for left in reversed(range(REOPENINGS)):
             try:
-                return once(left)
-            except _TryAgain as error:
-                rest = pause * random.uniform(0.5, 1.5)
-                if attempt == self._retries or time.monotonic() + rest >= deadline:
-                    spent = self._timeout_s - deadline + time.monotonic()
-                    raise EnvironmentUnavailable(f"{self.url}: no answer in {spent:.1f} s, "
-                                                 f"attempt {attempt + 1} was the last: {error}") from error
-                self._server = (self._server + 1) % len(self._urls)
-                time.sleep(rest)
-                pause = min(2 * pause, LONGEST_PAUSE_S)
+                return self._post("/v1/step", body, deadline)
+            except (UnknownEpisode, OutOfOrder):
+                if ahead or not left:
+                    raise
+            self._reopen([episode_id for episode_id, _, _ in items], deadline)
         raise AssertionError("the loop above returns or raises")
 
-    def _once(self, path: str, body: bytes, timeout_s: float) -> bytes:
-        try:
-            reply = self._http.post(f"{self.url}{path}", content=body, timeout=timeout_s)
-        except httpx.TransportError as error:
-            raise _TryAgain(f"{type(error).__name__}: {error}") from error
-        if reply.status_code == 200:
-            return reply.content
-        line = reply.text.strip()
-        if reply.status_code in (502, 503, 504):
-            raise _TryAgain(f"{reply.status_code} {line}")
-        raise self._refusal(reply.status_code, line)
+    def _reopen(self, episode_ids: Sequence[str], deadline: float) -> None:
+        """Open episodes on the server in use and repeat their answers turn by turn."""
+        known = {episode_id: self._answers[episode_id] for episode_id in episode_ids}
+        self._post("/v1/reset", messages.pack_resets([(e, scene_id, False) for e, (scene_id, _) in known.items()]), deadline)
+        for turn in range(max(len(answers) for _, answers in known.values())):
+            again = [(e, turn, answers[turn]) for e, (_, answers) in known.items() if turn < len(answers)]
+            try:
+                self._post("/v1/step", messages.pack_steps(again), deadline)
+            except (UnknownEpisode, OutOfOrder):  # it went away meanwhile, and the next one is asked from the start
+                return
 
-    def _refusal(self, status: int, line: str) -> Exception:
-        """What the environment raised over there, or what the status means."""
-        kind, _, text = line.partition(": ")
-        if kind in _REFUSALS:
-            return _REFUSALS[kind](text)
-        return (EnvironmentUnavailable if status >= 500 else EnvironmentRefused)(f"{self.url}: {status} {line}")
+    def _requests(self, items: Sequence[ScoreItem]) -> Iterator[tuple[int, list[int]]]:
+        """(server, rows of `items`) of each score request."""
+        servers: list[list[int]] = [[] for _ in self._connection.urls]
+        for row, (scene_id, _) in enumerate(items):
+            servers[zlib.crc32(scene_id.encode()) % len(servers)].append(row)
+        for server, rows in enumerate(servers):
+            request: list[int] = []
+            size = 0
+            for row in rows:
+                if request and size + len(items[row][1]) > SCORES_A_REQUEST:
+                    yield server, request
+                    request, size = [], 0
+                request.append(row)
+                size += len(items[row][1])
+            if request:
+                yield server, request

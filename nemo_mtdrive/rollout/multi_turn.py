@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from nemo_mtdrive.dialogue.conversation import Conversation, ConversationError
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
 from nemo_mtdrive.environment.client import EnvironmentUnavailable
-from nemo_mtdrive.environment.env import Environment, EpisodeError, StepItem
+from nemo_mtdrive.environment.env import Environment, EpisodeError, StepFailed, StepItem
 from nemo_mtdrive.rollout.engine import Engine
 from nemo_mtdrive.transfer.images import grid_of
 from nemo_mtdrive.types import Episode, RolloutTask, StepResult, Turn
@@ -259,7 +259,8 @@ class _Rollout:
         for (name, turn, _), result in zip(asked, results, strict=True):
             if (result.episode_id, result.turn) != (name, turn):
                 raise EpisodeError(f"asked for {name} turn {turn}, got {result.episode_id} turn {result.turn}")
-        return {result.episode_id: result for result in results}
+        return {result.episode_id: f"error: {result.reason}" if isinstance(result, StepFailed) else result
+                for result in results}
 
     def _answer(self) -> None:
         """One answer of each running episode; a batch has one temperature, so different ones go one after another."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,13 +23,15 @@ TOKEN = "a-secret-of-the-tests"
 class ServerProcess:
     """`environment_fakes.py` as a process: start, wait, stop."""
 
-    def __init__(self, port: int, environment: dict[str, str]) -> None:
+    def __init__(self, port: int, worker: dict[str, Any], options: dict[str, Any]) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
-        path = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(HERE.parent.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "environment_fakes.py"), str(port), TOKEN], stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path, **environment})
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path, "FAKE_WORKER": json.dumps(worker),
+                                                 "FAKE_SERVER": json.dumps(options)})
 
     def wait_ready(self) -> ServerProcess:
         """Wait until it answers, a few seconds at most."""
@@ -55,8 +59,8 @@ def start() -> Iterator[Start]:
     """Start servers that are gone after the test, however it ends."""
     started: list[ServerProcess] = []
 
-    def start_server(port: int = 0, **environment: str) -> ServerProcess:
-        started.append(ServerProcess(port or free_port(), environment))
+    def start_server(port: int = 0, *, worker: dict[str, Any] | None = None, **options: Any) -> ServerProcess:
+        started.append(ServerProcess(port or free_port(), worker or {}, options))
         return started[-1]
 
     yield start_server
@@ -71,7 +75,7 @@ def start() -> Iterator[Start]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
     """One server for the tests that do not stop it."""
-    running = ServerProcess(free_port(), {}).wait_ready()
+    running = ServerProcess(free_port(), {}, {}).wait_ready()
     yield running
     code, out, _ = running.stop()
     assert (code, out) == (0, "")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nemo_mtdrive.driving.scene import Ego, Scene, SceneMap
-from nemo_mtdrive.environment.env import DrivingEnvironment
+from nemo_mtdrive.environment.worker import WorkerSpec
 from nemo_mtdrive.pdm.review import Review
 from nemo_mtdrive.types import SCORE_NAMES
 
@@ -54,39 +58,65 @@ class FakeScenes:
 
 @dataclass
 class FakeReviewer:
-    """A trajectory within 1 m of y = 0 is clean; PDMS is 1 / (1 + largest |y|). x above 900 breaks it."""
+    """A trajectory within 1 m of y = 0 is clean; PDMS is 1 / (1 + largest |y|).
+
+    A first x above 900 breaks it, above 800 kills its process, above 700 hangs it.
+    """
 
     calls: list[tuple[str, int]] = field(default_factory=list)
     pause_s: float = 0.0
+    log: str = ""
+    """A file that gets a line `PID SCENE COUNT` for each batch that was reviewed."""
 
     def review(self, scene: Scene, trajectories: NDArray[np.float64]) -> list[Review]:
         """One review each."""
         assert trajectories.ndim == 3 and trajectories.shape[1:] == (8, 3)
         self.calls.append((scene.scene_id, len(trajectories)))
         time.sleep(self.pause_s)
-        return [self._review(trajectory) for trajectory in trajectories]
+        reviews = [self._review(trajectory) for trajectory in trajectories]
+        if self.log:
+            with Path(self.log).open("a") as file:
+                file.write(f"{os.getpid()} {scene.scene_id} {len(trajectories)}\n")
+        return reviews
 
     @staticmethod
     def _review(trajectory: NDArray[np.float64]) -> Review:
         if trajectory[0, 0] > 900:
             raise RuntimeError("the map has a hole\nhere")
+        if trajectory[0, 0] > 800:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if trajectory[0, 0] > 700:
+            time.sleep(600)
         sideways = np.abs(trajectory[:, 1])
         scores = dict.fromkeys(SCORE_NAMES, 1.0) | {"PDMS": float(1 / (1 + sideways.max()))}
         violations = [{"metric": "DAC", "point": int(point), "object": None} for point in np.flatnonzero(sideways > 1)]
         return Review(scores, violations, FEEDBACK if violations else "")
 
 
-def answer(sideways: float) -> str:
+def answer(sideways: float, first_x: float = 0) -> str:
     """A readable answer at y = `sideways`."""
-    return "[PT, " + ", ".join(f"({x}, {sideways}, 0.0)" for x in range(8)) + "]"
+    return "[PT, " + ", ".join(f"({x if x else first_x}, {sideways}, 0.0)" for x in range(8)) + "]"
 
 
-def make_environment() -> DrivingEnvironment:
-    """The environment that the server process serves; FAKE_PAUSE_S slows its reviews, FAKE_BROKEN breaks its start."""
-    if os.environ.get("FAKE_BROKEN"):
+def trajectory(sideways: float, first_x: float = 0.0) -> NDArray[np.float64]:
+    """[8, 3] what that answer says."""
+    points = np.zeros((8, 3))
+    points[:, 0] = range(8)
+    points[0, 0] = first_x
+    points[:, 1] = sideways
+    return points
+
+
+def make_parts(calls: str = "", pause_s: float = 0.0, broken: bool = False) -> tuple[FakeScenes, FakeReviewer]:
+    """What a scoring worker of the tests has; `calls` is a file to which each review is appended, with its process."""
+    if broken:
         raise RuntimeError("no scenes here")
-    pause_s = float(os.environ.get("FAKE_PAUSE_S", "0"))
-    return DrivingEnvironment(FakeScenes(), FakeReviewer(pause_s=pause_s), MAX_TURNS)
+    return FakeScenes(), FakeReviewer(pause_s=pause_s, log=calls)
+
+
+def spec(**arguments: Any) -> WorkerSpec:
+    """Workers with `make_parts(**arguments)`."""
+    return WorkerSpec("environment_fakes:make_parts", arguments, scenes_kept=16)
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
@@ -102,4 +132,6 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
 if __name__ == "__main__":
     from nemo_mtdrive.environment.server import serve
 
-    sys.exit(serve(make_environment, host="127.0.0.1", port=int(sys.argv[1]), token=sys.argv[2]))
+    options = {"workers": 1, "queue_items": 16384, **json.loads(os.environ.get("FAKE_SERVER", "{}"))}
+    sys.exit(serve(spec(**json.loads(os.environ.get("FAKE_WORKER", "{}"))), max_turns=MAX_TURNS, host="127.0.0.1",
+                   port=int(sys.argv[1]), token=sys.argv[2], **options))

@@ -17,7 +17,8 @@ from environment_fakes import answer, eventually
 
 from nemo_mtdrive.environment import messages
 from nemo_mtdrive.environment.client import EnvironmentClient, EnvironmentUnavailable
-from nemo_mtdrive.environment.server import MAX_BODY_BYTES, EnvironmentService
+from nemo_mtdrive.environment.episodes import StepFailed
+from nemo_mtdrive.environment.service import MAX_BODY_BYTES, EnvironmentService
 
 HERE = Path(__file__).parent
 TOKEN = "a-secret-of-the-tests"
@@ -69,8 +70,9 @@ def test_what_is_unknown_or_out_of_order_has_its_status(post):
 
 def test_a_scene_that_breaks_scoring_does_not_end_the_server(post):
     post("/v1/reset", RESET)
-    reply = post("/v1/step", messages.pack_steps([("raw", 0, answer(0.0).replace("(0,", "(901,"))]))
-    assert (reply.status_code, reply.text) == (500, "scoring failed: RuntimeError: the map has a hole here\n")
+    reply = post("/v1/step", messages.pack_steps([("raw", 0, answer(0.0, first_x=901))]))
+    assert reply.status_code == 200 and messages.unpack_results(reply.content) == [
+        StepFailed("raw", 0, "RuntimeError: the map has a hole\nhere")]
     assert post("/v1/step", messages.pack_steps([("raw", 0, answer(0.0))])).status_code == 200
 
 
@@ -85,7 +87,7 @@ def test_other_paths_and_methods_do_not_exist(server):
 
 
 def test_health_answers_while_scoring_runs(start):
-    slow = start(FAKE_PAUSE_S="1.5").wait_ready()
+    slow = start(worker={"pause_s": 1.5}).wait_ready()
     with EnvironmentClient(slow.url, TOKEN, timeout_s=20.0, retries=0) as client:
         client.reset("e", "s0", want_image=False)
         scoring = threading.Thread(target=client.step, args=("e", 0, answer(0.0)))
@@ -103,7 +105,7 @@ def test_sigterm_ends_it_with_0_and_nothing_on_stdout(start):
 
 
 def test_sigterm_while_it_warms_up(start):
-    warming = start(FAKE_PAUSE_S="2.0")
+    warming = start(worker={"pause_s": 2.0})
     with EnvironmentClient(warming.url, TOKEN, timeout_s=5.0, retries=0) as client:
         assert eventually(lambda: _connects(warming.port))
         assert httpx.get(f"{warming.url}/ready", trust_env=False).status_code == 503
@@ -124,7 +126,7 @@ def test_a_busy_port_is_one_line_and_exit_code_2(start):
 
 
 def test_an_environment_that_cannot_be_made_is_one_line_and_exit_code_1(start):
-    code, out, err = start(FAKE_BROKEN="1").ended()
+    code, out, err = start(worker={"broken": True}).ended()
     assert (code, out, err) == (1, "", "environment server: cannot start: RuntimeError: no scenes here\n")
 
 
@@ -138,7 +140,7 @@ time.sleep(60)
 
 def test_it_dies_with_its_parent():
     """A parent that is killed outright cannot stop its server; the kernel does."""
-    path = os.pathsep.join([str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(HERE.parent.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen([sys.executable, "-c", PARENT, str(HERE / "environment_fakes.py")], stdout=subprocess.PIPE,
                           env={**os.environ, "PYTHONPATH": path}) as parent:
         assert parent.stdout is not None
@@ -163,4 +165,4 @@ def _alive(pid: int) -> bool:
 
 def test_an_empty_token_is_refused():
     with pytest.raises(ValueError, match="token is empty"):
-        EnvironmentService("")
+        EnvironmentService("", 1)
