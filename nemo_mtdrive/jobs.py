@@ -20,7 +20,7 @@ from nemo_mtdrive.evaluation.evaluate import BOOTSTRAP
 from nemo_mtdrive.evaluation.report import write_readme_picture, write_report
 from nemo_mtdrive.evaluation.tables import terminal_table
 from nemo_mtdrive.launch import refuse_busy_port, run_processes
-from nemo_mtdrive.pdm.agent import PDMAgent
+from nemo_mtdrive.pdm.reviewers import open_reviewer
 from nemo_mtdrive.telemetry.events import EventDisplay
 from nemo_mtdrive.telemetry.progress import Progress, format_seconds, open_progress
 
@@ -71,7 +71,7 @@ def open_run_dir(config: Config) -> Path:
 def refuse_other_config(config: Config, path: Path) -> None:
     """Scenes and data found in a run directory are used again, so they must be of the same config."""
     old = read_config(path)
-    for section in ("scenes", "seed"):
+    for section in ("scenes", "seed", "agent"):
         if getattr(old, section) != getattr(config, section):
             raise ConfigError(f"run_dir={config.run_dir}: it holds a run with other `{section}`; set another run_dir, or "
                               "remove this one")
@@ -86,7 +86,7 @@ def score_baselines(config: Config, run_dir: Path, progress: Progress) -> dict[s
     """Rows of the constant-velocity driver and the human on the scenes that the model is evaluated on."""
     scenes = scene_arguments(config, run_dir).open()
     ids = read_splits(run_dir).held_out[:config.validation.scenes]
-    agent = PDMAgent(perception=config.environment.perception, cache_size=1)
+    agent = open_reviewer(config.agent, config.environment.perception, cache_size=1)
     with progress.phase("baseline drivers", total=len(ids), unit="scenes") as bar:
         def loaded() -> Iterator[Scene]:
             for scene_id in ids:

@@ -19,3 +19,18 @@ def shared_dir() -> Path:
             pytest.fail(f"{path} is absent, and in CI it must be there")
         pytest.skip(f"{path} is absent: set MTDRIVE_SHARED to the folder with data/av2")
     return path
+
+
+@pytest.fixture(scope="session")
+def reward_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model trained on a few generated scenes in seconds: poor, but a real one."""
+    from nemo_mtdrive.algorithms.reward_model import RewardTraining
+    from nemo_mtdrive.algorithms.train_reviewer import train_reviewer
+    from nemo_mtdrive.data.curate import SceneArguments
+    from nemo_mtdrive.telemetry.progress import open_progress
+
+    folder = tmp_path_factory.mktemp("reward_model")
+    arguments = SceneArguments("procedural", "", count=24, seed=900, width=56, height=28)
+    with open(os.devnull, "w") as quiet, open_progress(quiet, plain_every_s=60.0) as progress:
+        train_reviewer(arguments, folder, "oracle", RewardTraining(hidden=48, epochs=12, batch=64), 0.25, 1, progress)
+    return folder

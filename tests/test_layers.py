@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "evaluation": BASE | {"driving", "pdm", "telemetry"},
     "models": BASE | {"transfer"},
     "callbacks": BASE | {"transfer", "models"},
-    "algorithms": BASE | {"dialogue", "driving", "data", "transfer", "callbacks", "telemetry", "evaluation", "rollout"},
+    "algorithms": BASE | {"dialogue", "driving", "pdm", "data", "transfer", "callbacks", "telemetry", "evaluation",
+                          "rollout"},
 }
 """Package (or base module) -> what it may import besides itself. What is not here ties everything together."""
 TIES = {"cli", "jobs", "ranks", "launch"}

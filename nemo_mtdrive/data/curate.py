@@ -8,17 +8,20 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from nemo_mtdrive.config import AgentConfig
 from nemo_mtdrive.data.datasets import write_image
 from nemo_mtdrive.data.multi_turn import two_turn
 from nemo_mtdrive.data.single_turn import single_turn
 from nemo_mtdrive.driving.sources import SceneSource, open_scenes
+from nemo_mtdrive.driving.sources.address import Address
 from nemo_mtdrive.image_key import image_key
-from nemo_mtdrive.pdm.agent import PDMAgent
+from nemo_mtdrive.pdm.review import Reviewer
+from nemo_mtdrive.pdm.reviewers import open_reviewer
 from nemo_mtdrive.process import die_with_parent
 
 CHUNK = 20
@@ -27,7 +30,10 @@ CHUNK = 20
 
 @dataclass(frozen=True)
 class SceneArguments:
-    """What `open_scenes` needs, so that a process can open the same scenes."""
+    """What `open_scenes` needs, so that a process can open the same scenes.
+
+    `uri` is the whole address; where it is empty, `source`, `path`, `count` (0: all) and `seed` make one up.
+    """
 
     source: str
     path: str
@@ -35,10 +41,16 @@ class SceneArguments:
     seed: int
     width: int
     height: int
+    uri: str = ""
 
     def open(self) -> SceneSource:
         """Open the scenes."""
-        return open_scenes(self.source, self.path, self.count, self.seed, self.width, self.height)
+        if self.uri:
+            return open_scenes(self.uri, self.width, self.height)
+        numbers = {"count": str(self.count)} if self.count else {}
+        if self.source == "procedural":
+            numbers["seed"] = str(self.seed)
+        return open_scenes(Address(self.source, self.path, numbers), self.width, self.height)
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,8 @@ class CurationTask:
     out: Path
     perception: str
     kinds: tuple[str, ...] = ("single_turn", "two_turn")
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    """Who gives the feedback of two-turn data."""
 
 
 def curate(task: CurationTask, scene_ids: Sequence[str], workers: int, advance: Callable[[int], None]) -> Counter[str]:
@@ -78,14 +92,14 @@ def curate(task: CurationTask, scene_ids: Sequence[str], workers: int, advance: 
     return counts
 
 
-_process: tuple[CurationTask, SceneSource, PDMAgent]
+_process: tuple[CurationTask, SceneSource, Reviewer]
 
 
 def _open(task: CurationTask) -> None:
     """Open scenes and agent once a process."""
     global _process
     die_with_parent()
-    _process = (task, task.scenes.open(), PDMAgent(perception=task.perception, cache_size=CHUNK))
+    _process = (task, task.scenes.open(), open_reviewer(task.agent, task.perception, cache_size=CHUNK))
 
 
 def _curate_chunk(scene_ids: list[str], path: Path) -> Counter[str]:
@@ -97,7 +111,7 @@ def _curate_chunk(scene_ids: list[str], path: Path) -> Counter[str]:
         write_image(task.out / "images", key, image)
         if "single_turn" in task.kinds:
             lines.append(single_turn(scene, key))
-        if "two_turn" in task.kinds and (line := two_turn(scene, key, agent)) is not None:
+        if "two_turn" in task.kinds and (line := two_turn(scene, key, agent, task.perception)) is not None:
             lines.append(line)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))

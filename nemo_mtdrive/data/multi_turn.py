@@ -13,10 +13,10 @@ from nemo_mtdrive.dialogue.answer import parse_answer
 from nemo_mtdrive.dialogue.prompt import answer_text
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.driving.trajectory import constant_velocity
-from nemo_mtdrive.pdm.agent import PDMAgent
+from nemo_mtdrive.pdm.review import Reviewer, feedback_to
 
 
-def two_turn(scene: Scene, image_key: str, agent: PDMAgent) -> dict[str, Any] | None:
+def two_turn(scene: Scene, image_key: str, agent: Reviewer, perception: str) -> dict[str, Any] | None:
     """One line of two-turn data from the constant-velocity driver, or None where it breaks no rule.
 
     What is reviewed is the trajectory as written (two decimals), as in an episode.
@@ -25,7 +25,7 @@ def two_turn(scene: Scene, image_key: str, agent: PDMAgent) -> dict[str, Any] | 
     written = parse_answer(first).trajectory
     if written is None:
         return None
-    feedback = agent.feedback(scene, written)
+    feedback = feedback_to(agent, scene, written)
     if not feedback:
         return None
     return {
@@ -40,5 +40,5 @@ def two_turn(scene: Scene, image_key: str, agent: PDMAgent) -> dict[str, Any] | 
         ],
         "images": [f"images/{image_key}.png"],
         "provenance": {"source": scene.source, "licence": scene.licence, "target": "human",
-                       "turn_1": "constant_velocity", "perception": agent.perception},
+                       "turn_1": "constant_velocity", "perception": perception},
     }

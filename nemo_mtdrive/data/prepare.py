@@ -29,7 +29,7 @@ class Splits:
 def scene_arguments(config: Config, run_dir: Path) -> SceneArguments:
     """Where the processes of a run open its scenes: generated ones lie as files in the run directory."""
     scenes = config.scenes
-    generated = scenes.source == "procedural"
+    generated = scenes.source == "procedural" and not scenes.uri
     return SceneArguments(
         source="files" if generated else scenes.source,
         path=str(run_dir / "scenes") if generated else scenes.path,
@@ -37,6 +37,7 @@ def scene_arguments(config: Config, run_dir: Path) -> SceneArguments:
         seed=scenes.seed,
         width=scenes.image_width,
         height=scenes.image_height,
+        uri=scenes.uri,
     )
 
 
@@ -48,11 +49,11 @@ def prepare(config: Config, run_dir: Path, progress: Progress) -> Splits:
     """
     workers = available_cpus()
     arguments = scene_arguments(config, run_dir)
-    if config.scenes.source == "procedural":
+    if config.scenes.source == "procedural" and not config.scenes.uri:
         _generate(config, run_dir / "scenes", workers, progress)
     splits = _split(config, arguments, run_dir / "splits.json")
     if config.sft.steps:
-        task = CurationTask(arguments, run_dir / "sft_data", config.environment.perception)
+        task = CurationTask(arguments, run_dir / "sft_data", config.environment.perception, agent=config.agent)
         with progress.phase("SFT data", total=len(splits.train), unit="scenes") as bar:
             counts = curate(task, splits.train, workers, bar.advance)
         progress.note("SFT data: " + ", ".join(f"{count} {kind.replace('_', '-')} samples"

@@ -41,3 +41,19 @@ class Reviewer(Protocol):
             ValueError: another shape, or a number that is not finite.
         """
         ...
+
+
+@runtime_checkable
+class GivesFeedback(Protocol):
+    """An agent that can do without the scores (`PDMAgent` then plans no reference for EP)."""
+
+    def feedback(self, scene: Scene, trajectory: NDArray[np.float64]) -> str:
+        """What `review` says to one trajectory [8, 3]."""
+        ...
+
+
+def feedback_to(reviewer: Reviewer, scene: Scene, trajectory: NDArray[np.float64]) -> str:
+    """The feedback to one trajectory [8, 3]; agents that have a shorter way to it than a review have `feedback`."""
+    if isinstance(reviewer, GivesFeedback):
+        return reviewer.feedback(scene, trajectory)
+    return reviewer.review(scene, trajectory[None])[0].feedback

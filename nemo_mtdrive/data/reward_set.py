@@ -1,0 +1,165 @@
+"""What a reward model learns from: plans of all sorts in each scene, labelled by the PDM agent.
+
+The plans are the expert's and the constant-velocity driver's, those with the speed and the way changed, arcs of constant
+acceleration and yaw rate, and noisy ones, so that good, bad and absurd answers are all there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nemo_mtdrive.data.curate import SceneArguments
+from nemo_mtdrive.driving.scene import Scene
+from nemo_mtdrive.driving.sources import SceneSource
+from nemo_mtdrive.driving.trajectory import TIMES, constant_velocity
+from nemo_mtdrive.pdm.agent import PDMAgent
+from nemo_mtdrive.pdm.features import OBJECTS, Features, describe, join
+from nemo_mtdrive.pdm.feedback import find_violations
+from nemo_mtdrive.pdm.reward_model import HEADS
+from nemo_mtdrive.pdm.score import scores
+from nemo_mtdrive.process import die_with_parent
+from nemo_mtdrive.types import SCORE_NAMES, TRAJECTORY_POINTS
+
+Array = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+
+PLANS = 24
+"""Plans of one scene."""
+_CHANGED, _ARCS, _NOISY = 9, 7, 6
+
+
+@dataclass(frozen=True)
+class RewardSet:
+    """B labelled plans; those of one scene lie together."""
+
+    features: Features
+    heads: Float32
+    """[B, 6] by `HEADS`: 1 where clean, else 0; EP as it is."""
+    scores: Array
+    """[B, 7] PDM scores by `types.SCORE_NAMES`."""
+    off_road: Float32
+    """[B, 8] DAC names the point."""
+    pairs: Float32
+    """[B, 8, OBJECTS, 2] NC and TTC name the point with the object."""
+    missed: int
+    """Named objects that are not among the `OBJECTS` described ones."""
+
+
+def sample_plans(scene: Scene, seed: int) -> Array:
+    """`PLANS` plans [PLANS, 8, 3] of a scene, written with two decimals as answers are."""
+    random = np.random.default_rng(seed)
+    steady = constant_velocity(scene)
+    expert = steady if scene.future is None else scene.future
+    base = expert[None].repeat(_CHANGED, axis=0)
+    speed, drift = random.uniform(0.0, 1.7, (_CHANGED, 1)), random.normal(0.0, 2.0, (_CHANGED, 1))
+    changed = np.stack([base[..., 0] * speed, base[..., 1] * speed + drift * (TIMES / 4.0) ** 2], axis=-1)
+    noisy = expert[:, :2] + random.normal(0.0, 1.0, (_NOISY, TRAJECTORY_POINTS, 2)) * [[[0.4, 0.25]]]
+    ways = np.concatenate([changed, _arcs(random, float(scene.ego.velocity[0])), noisy])
+    steps = np.diff(ways, axis=1, prepend=np.zeros((len(ways), 1, 2)))
+    heading = np.where(np.hypot(steps[..., 0], steps[..., 1]) > 0.3, np.arctan2(steps[..., 1], steps[..., 0]), 0.0)
+    plans = np.concatenate([expert[None], steady[None], np.concatenate([ways, heading[..., None]], axis=-1)])
+    return np.round(plans, 2)
+
+
+def _arcs(random: np.random.Generator, speed_now: float) -> Array:
+    """[_ARCS, 8, 2] constant acceleration until standstill, constant yaw rate."""
+    acceleration, yaw_rate = random.uniform(-4.0, 3.0, (_ARCS, 1)), random.normal(0.0, 0.12, (_ARCS, 1))
+    fine = np.arange(1, 41) * 0.1
+    speed = np.maximum(speed_now + acceleration * fine, 0.0)
+    heading = yaw_rate * fine
+    way = np.stack([np.cumsum(speed * np.cos(heading), axis=1), np.cumsum(speed * np.sin(heading), axis=1)], axis=-1)
+    return 0.1 * way[:, 4::5]
+
+
+def label(scene: Scene, plans: Array, agent: PDMAgent) -> RewardSet:
+    """Describe plans [B, 8, 3] of a scene and label them with what the PDM agent says."""
+    prepared = agent.prepare(scene)
+    measured = prepared.measure(prepared.simulate(plans))
+    table = np.array([[row[name] for name in SCORE_NAMES] for row in scores(measured, prepared.reference_progress_m)])
+    column = {name: table[:, place] for place, name in enumerate(SCORE_NAMES)}
+    heads = np.stack([column["EP"] if name == "EP" else column[name] >= 1.0 for name in HEADS], axis=1)
+    features = describe(prepared, plans)
+    off_road = np.zeros((len(plans), TRAJECTORY_POINTS), dtype=np.float32)
+    pairs = np.zeros((len(plans), TRAJECTORY_POINTS, OBJECTS, 2), dtype=np.float32)
+    missed = 0
+    for row in range(len(plans)):
+        for found in find_violations(measured, row):
+            if found.track is None:
+                off_road[row, found.point] = 1.0
+                continue
+            places = np.flatnonzero(features.objects[row, found.point] == found.track)
+            pairs[row, found.point, places, 0 if found.metric == "NC" else 1] = 1.0
+            missed += not len(places)
+    return RewardSet(features, heads.astype(np.float32), table, off_road, pairs, missed)
+
+
+def concatenate(parts: Sequence[RewardSet]) -> RewardSet:
+    """Several sets one after another."""
+    def stacked(name: str) -> NDArray[np.float64]:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return RewardSet(join([part.features for part in parts]), stacked("heads").astype(np.float32), stacked("scores"),
+                     stacked("off_road").astype(np.float32), stacked("pairs").astype(np.float32),
+                     sum(part.missed for part in parts))
+
+
+def split(scene_ids: Sequence[str], held_out: float, seed: int) -> tuple[list[str], list[str]]:
+    """Scene ids to learn from and to measure on, drawn with a seed; at least one each.
+
+    Raises:
+        ValueError: fewer than two scenes.
+    """
+    if len(scene_ids) < 2:
+        raise ValueError(f"got {len(scene_ids)} scene(s), want 2 or more: one part is learned from, the other measured on")
+    order = np.random.default_rng(seed).permutation(len(scene_ids))
+    count = min(max(1, round(held_out * len(scene_ids))), len(scene_ids) - 1)
+    names = [scene_ids[index] for index in order]
+    return names[count:], names[:count]
+
+
+_process: tuple[SceneSource, PDMAgent, int]
+
+
+def _open(arguments: SceneArguments, perception: str, seed: int) -> None:
+    """Open scenes and agent once a worker process."""
+    global _process
+    die_with_parent()
+    _process = (arguments.open(), PDMAgent(perception, cache_size=1), seed)
+
+
+def _label_scene(item: tuple[int, str]) -> RewardSet:
+    return _label_one(item, *_process)
+
+
+def _label_one(item: tuple[int, str], scenes: SceneSource, agent: PDMAgent, seed: int) -> RewardSet:
+    place, scene_id = item
+    scene = scenes.load(scene_id)
+    return label(scene, sample_plans(scene, seed + place), agent)
+
+
+def build(arguments: SceneArguments, scene_ids: Sequence[str], perception: str, seed: int, workers: int,
+          advance: Callable[[int], None]) -> RewardSet:
+    """Label the plans of scenes in several processes; the same arguments give the same set whatever their number.
+
+    Raises:
+        SceneError: a scene cannot be read.
+    """
+    parts: list[RewardSet] = []
+    if workers == 1:
+        scenes, agent = arguments.open(), PDMAgent(perception, cache_size=1)
+        for item in enumerate(scene_ids):
+            parts.append(_label_one(item, scenes, agent, seed))
+            advance(1)
+        return concatenate(parts)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_open,
+                             initargs=(arguments, perception, seed)) as pool:
+        for part in pool.map(_label_scene, enumerate(scene_ids)):
+            parts.append(part)
+            advance(1)
+    return concatenate(parts)
