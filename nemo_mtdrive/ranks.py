@@ -52,11 +52,11 @@ def serve_environment(run_dir: Path) -> int:
 def scoring_parts(run_dir: str) -> tuple[SceneSource, Reviewer]:
     """Scenes and reviewer of a run, for one scoring worker of its environment server."""
     from nemo_mtdrive.data.prepare import scene_arguments
-    from nemo_mtdrive.pdm.agent import PDMAgent
+    from nemo_mtdrive.pdm.reviewers import open_reviewer
 
     config = read_config(Path(run_dir) / "config.yaml")
     return (scene_arguments(config, Path(run_dir)).open(),
-            PDMAgent(config.environment.perception, _scenes_a_worker(config)))
+            open_reviewer(config.agent, config.environment.perception, _scenes_a_worker(config)))
 
 
 def _scenes_a_worker(config: Config) -> int:
