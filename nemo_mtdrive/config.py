@@ -106,12 +106,12 @@ class RewardConfig:
 
 @dataclass
 class ModelConfig:
-    """What is trained. Without `hf` a tiny model of the sizes below starts from random weights."""
+    """What is trained. Without `init_from` a tiny model of the sizes below starts from random weights."""
 
-    hf: str = ""
-    """Directory with a Qwen2.5-VL config.json and safetensors."""
+    init_from: str = ""
+    """Directory of a Qwen2.5-VL: Hugging Face's (config.json, safetensors), NeMo 2's, or a checkpoint of a run."""
     tokenizer: str = ""
-    """Directory with tokenizer.json; empty takes the one in `hf`, or the tiny one that is shipped."""
+    """Directory with tokenizer.json; empty takes the one in `init_from`, or the tiny one that is shipped."""
     hidden_size: int = 256
     layers: int = 3
     ffn_size: int = 512
@@ -207,6 +207,10 @@ class CheckpointConfig:
     """RL steps between checkpoints; 0: only the last."""
     sft_every_steps: int = 500
     keep: int = 2
+    """The newest that stay."""
+    best_metric: str = "rollout/last_turn/PDMS"
+    """The checkpoint with the best value of this metric of an RL step stays too; empty: none."""
+    higher_is_better: bool = True
 
 
 @dataclass
@@ -317,14 +321,15 @@ def check(config: Config) -> None:
                           f"mtgrpo.prompts_per_step={rl.prompts_per_step}")
     if config.sft.batch_size < config.parallel.data:
         raise ConfigError(f"sft.batch_size={config.sft.batch_size}: set it to parallel.data={config.parallel.data} or more")
-    if not config.model.hf and config.model.hidden_size % (128 * config.parallel.tensor):
+    if not config.model.init_from and config.model.hidden_size % (128 * config.parallel.tensor):
         raise ConfigError(f"model.hidden_size={config.model.hidden_size}: set it to a multiple of 128 * parallel.tensor = "
                           f"{128 * config.parallel.tensor} (heads are 128 wide)")
     if config.scenes.source != "procedural" and not (config.scenes.path and Path(config.scenes.path).is_dir()):
         raise ConfigError(f"scenes.path={config.scenes.path!r}: no such folder; set it to a folder of "
                           f"{'scene files' if config.scenes.source == 'files' else 'AV2 logs'}")
-    if config.model.hf and not (Path(config.model.hf) / "config.json").is_file():
-        raise ConfigError(f"model.hf={config.model.hf!r}: no config.json there; set it to a Qwen2.5-VL directory")
+    start = config.model.init_from
+    if start and not any((Path(start) / part / "config.json").is_file() for part in ("", "context/hf", "model/context/hf")):
+        raise ConfigError(f"model.init_from={start!r}: no config.json there; set it to a Qwen2.5-VL directory")
     _check_agent(config.agent)
 
 

@@ -37,6 +37,7 @@ def run_rl(config: Config) -> Path:
     """
     started = time.monotonic()
     refuse_busy_port(config)
+    refuse_start(config)
     run_dir = open_run_dir(config)
     with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
         prepare(config, run_dir, progress)
@@ -48,6 +49,23 @@ def run_rl(config: Config) -> Path:
     write_readme_picture(run_dir, run_dir / "demo.png")
     show_result(run_dir, report, summary)
     return run_dir
+
+
+def refuse_start(config: Config) -> None:
+    """Look at `model.init_from`, if it is set, before anything is made.
+
+    Raises:
+        ConfigError: training cannot start from it.
+    """
+    if not config.model.init_from:
+        return
+    from nemo_mtdrive.models.start import check_start
+    from nemo_mtdrive.models.whole_directory import ConversionError
+
+    try:
+        check_start(Path(config.model.init_from), config.parallel.tensor, config.parallel.pipeline)
+    except ConversionError as error:
+        raise ConfigError(f"model.init_from: {error}") from error
 
 
 def open_run_dir(config: Config) -> Path:
@@ -76,7 +94,7 @@ def refuse_other_config(config: Config, path: Path) -> None:
             raise ConfigError(f"run_dir={config.run_dir}: it holds a run with other `{section}`; set another run_dir, or "
                               "remove this one")
     if config.resume:
-        for section in ("model", "parallel", "sft", "mtgrpo", "reward", "rollout"):
+        for section in ("model", "sft", "mtgrpo", "reward", "rollout"):  # `parallel` may differ: checkpoints fit any
             if getattr(old, section) != getattr(config, section):
                 raise ConfigError(f"resume=true: {config.run_dir} was run with other `{section}`; resume with the same "
                                   "config")

@@ -155,6 +155,7 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     from nemo_mtdrive.data.prepare import read_splits, scene_arguments
     from nemo_mtdrive.models import parallel
     from nemo_mtdrive.models.qwen25_vl import OptimizerOptions, build_model
+    from nemo_mtdrive.models.start import load_start
     from nemo_mtdrive.models.tiny import random_hf_state
     from nemo_mtdrive.rollout.pool import WorkerPool
     from nemo_mtdrive.telemetry.events import EventProgress
@@ -177,7 +178,10 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
                                  beta1=0.9, beta2=0.95, epsilon=1e-8, distributed=device.type == "cuda")
     model = build_model(hf, optimizer=optimizer, sequence_parallel=False, dtype=getattr(torch, config.model.dtype),
                         max_length=rollout.max_context, recompute=False)
-    model.load_hf_state(load_hf_weights(config) if config.model.hf else random_hf_state(hf, config.seed))
+    if config.model.init_from:
+        load_start(model, Path(config.model.init_from))
+    else:
+        model.load_hf_state(random_hf_state(hf, config.seed))
     model.prepare_for_training()
 
     kind = _link_kind(config)
@@ -197,11 +201,11 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
         sft = SFTTrainer(config.sft, model, share, SFTDataset(run_dir / "sft_data", tokenizer), tokenizer)
     rl = MTGRPOTrainer(config.mtgrpo, model, share, rollouts, cache, tokenizer, splits.train, config.seed,
                        rollout.temperature)
-    checkpoints = CheckpointStore(run_dir / "checkpoints", keep=config.checkpoint.keep, metric="rollout/last_turn/PDMS",
-                                   higher_is_better=True, rank=ranks.rank, world_size=ranks.world,
+    checkpoints = CheckpointStore(run_dir / "checkpoints", keep=config.checkpoint.keep, metric=config.checkpoint.best_metric,
+                                   higher_is_better=config.checkpoint.higher_is_better, rank=ranks.rank, world_size=ranks.world,
                                    barrier=parallel.barrier)
     job = TrainingJob(config, run_dir, model, rollouts, sft, rl, splits, scene_arguments(config, run_dir), checkpoints,
-                      lambda folder: _save_model(model, folder), lambda folder: _load_model(model, folder), progress,
+                      lambda folder: _save_model(model, folder, tokenizer_files(config)), lambda folder: _load_model(model, folder), progress,
                       ranks.rank)
     with progress.phase("start rollout workers", total=rollout.workers, unit="workers"):
         rollouts.wait_ready()
@@ -209,10 +213,10 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     folder.close()
 
 
-def _save_model(model: Qwen25VLModel, folder: Path) -> None:
+def _save_model(model: Qwen25VLModel, folder: Path, carried: Path) -> None:
     from nemo_mtdrive.models import checkpoint
 
-    checkpoint.save(model, folder / "model", {})
+    checkpoint.save(model, folder / "model", carried)
 
 
 def _load_model(model: Qwen25VLModel, folder: Path) -> None:
@@ -222,38 +226,37 @@ def _load_model(model: Qwen25VLModel, folder: Path) -> None:
 
 
 def load_tokenizer(config: Config) -> Tokenizer:
-    """The tokenizer of a config: `model.tokenizer`, else the one beside `model.hf`, else the tiny one."""
-    from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
+    """The tokenizer of a config."""
+    from nemo_mtdrive.dialogue.tokenizer import Tokenizer
 
-    return Tokenizer.load(Path(config.model.tokenizer or config.model.hf or TINY_TOKENIZER))
+    return Tokenizer.load(tokenizer_files(config))
+
+
+def tokenizer_files(config: Config) -> Path:
+    """Where a config's tokenizer lies: `model.tokenizer`, else in `model.init_from`, else the tiny one."""
+    from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER
+
+    if config.model.tokenizer or not config.model.init_from:
+        return Path(config.model.tokenizer or TINY_TOKENIZER)
+    from nemo_mtdrive.models.directories import hf_files
+
+    return hf_files(Path(config.model.init_from))
 
 
 def hf_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """HF's config.json of the model: the one in `model.hf`, else the tiny model's."""
-    import json
-
+    """HF's config.json of the model: the one in `model.init_from`, else the tiny model's."""
+    from nemo_mtdrive.models.directories import model_config
     from nemo_mtdrive.models.tiny import tiny_hf_config
 
     model = config.model
-    if model.hf:
-        found: dict[str, Any] = json.loads((Path(model.hf) / "config.json").read_text())
-        return found
+    if model.init_from:
+        return model_config(Path(model.init_from))
     return tiny_hf_config(
         vocab_size=tokenizer.vocab_size, image_pad=tokenizer.image_pad, video_pad=tokenizer.video_pad,
         vision_start=tokenizer.vision_start, vision_end=tokenizer.vision_end, im_start=tokenizer.im_start,
         im_end=tokenizer.im_end, layers=model.layers, hidden=model.hidden_size, mlp=model.ffn_size,
         vision_layers=model.vision_layers, vision_hidden=model.vision_hidden_size, vision_mlp=model.vision_ffn_size,
         max_length=config.rollout.max_context)
-
-
-def load_hf_weights(config: Config) -> dict[str, torch.Tensor]:
-    """All tensors of the safetensors files in `model.hf`, by name."""
-    from safetensors.torch import load_file
-
-    files = sorted(Path(config.model.hf).glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"model.hf={config.model.hf}: no *.safetensors there")
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def _read(run_dir: Path) -> tuple[Config, Endpoints]:

@@ -42,7 +42,7 @@ def test_defaults_are_the_papers() -> None:
         (["scenes=av2"], "scenes.path='': no such folder"),
         (["scenes=av2", "scenes.path=/nowhere"], "scenes.path='/nowhere': no such folder"),
         (["scenes=mars"], "Could not find 'scenes/mars'"),
-        (["model.hf=/nowhere"], "no config.json there"),
+        (["model.init_from=/nowhere"], "no config.json there"),
         (["mtgrpo"], "mtgrpo"),
     ],
 )

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nemo_mtdrive.algorithms.mtgrpo import MTGRPOTrainer, task_seed
 from nemo_mtdrive.algorithms.policy import Policy
 from nemo_mtdrive.algorithms.rollouts import RolloutClient
@@ -97,7 +99,10 @@ class TrainingJob:
             return JobState("sft" if self.sft is not None else "rl", 0)
         saved = found.state
         self._load(found.path)
-        set_random_state(saved["random"])
+        if found.same_ranks:
+            set_random_state(saved["random"])
+        else:  # no rank can go on where one was; all draw anew, each its own
+            torch.manual_seed(task_seed(self.config.seed, saved["job"]["step"], self.rank))
         self.rollouts.policy_version = saved["policy_version"]
         state = JobState(**saved["job"])
         if self.is_main:
@@ -182,7 +187,8 @@ class TrainingJob:
     def save(self, state: JobState, metrics: Mapping[str, float]) -> None:
         """A checkpoint with weights, optimizer, reference and where the job is."""
         trainer_state = {"job": asdict(state), "policy_version": self.rollouts.policy_version, "random": random_state()}
-        kept = {name: value for name, value in metrics.items() if "/PDMS" in name or name == "reward/mean"}
+        wanted = ("reward/mean", self.config.checkpoint.best_metric)
+        kept = {name: value for name, value in metrics.items() if "/PDMS" in name or name in wanted}
         self.checkpoints.save(f"{state.phase}-{state.step:06d}", self._save, trainer_state, kept)
 
     def _metrics(self, phase: str, done: int) -> MetricsLogger | NoMetrics:

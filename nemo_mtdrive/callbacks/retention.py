@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from nemo_mtdrive.models.whole_directory import sync, sync_tree
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -39,7 +40,10 @@ class Checkpoint:
     """Counts up with each checkpoint of the run."""
     metrics: Mapping[str, float]
     world_size: int
+    """Ranks that saved it."""
     rank: int
+    ranks: int
+    """This rank, and how many there are."""
 
     @property
     def name(self) -> str:
@@ -48,16 +52,20 @@ class Checkpoint:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What this rank gave to `save`.
+        """What this rank gave to `save`; where another number of ranks did, what rank 0 gave.
 
         Raises:
-            CheckpointError: fewer ranks saved it.
+            CheckpointError: it is gone.
         """
-        path = _state_path(self.path, self.rank)
+        path = _state_path(self.path, self.rank if self.same_ranks else 0)
         if not path.is_file():
-            saved = f"{self.path}: saved by {self.world_size} ranks, there is no state for rank {self.rank}"
-            raise CheckpointError(f"{saved}; resume with as many ranks")
+            raise CheckpointError(f"{path}: gone, though the checkpoint is marked as whole; resume from another one")
         return dict(json.loads(path.read_text()))
+
+    @property
+    def same_ranks(self) -> bool:
+        """Whether as many ranks saved it as there are now, so that each finds its own state."""
+        return self.world_size == self.ranks
 
 
 class CheckpointStore:
@@ -111,7 +119,9 @@ class CheckpointStore:
         text = json.dumps(dict(state))  # before anything is written
         final, beside = self.root / name, self.root / f".{name}"
         if self._rank == 0:
-            shutil.rmtree(beside, ignore_errors=True)
+            for left in self.root.glob(".*"):  # by a save that did not end
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left)
             beside.mkdir(parents=True)
         self._barrier()
         write_weights(beside)
@@ -128,7 +138,7 @@ class CheckpointStore:
         for marker in self.root.glob(f"*/{_MARKER}"):
             folder = marker.parent
             if not folder.is_symlink() and not folder.name.startswith("."):
-                found.append(open_checkpoint(folder, self._rank))
+                found.append(open_checkpoint(folder, self._rank, self._world_size))
         return sorted(found, key=lambda each: each.sequence)
 
     def latest(self) -> Checkpoint | None:
@@ -156,14 +166,14 @@ class CheckpointStore:
             "format": FORMAT_VERSION, "sequence": newest.sequence + 1 if newest else 1,
             "metrics": {name: float(value) for name, value in metrics.items()}, "world_size": self._world_size,
         }
-        _sync_tree(beside)
+        sync_tree(beside)
         (beside / _MARKER).write_text(json.dumps(marker, indent=1))
-        _sync(beside / _MARKER)
-        _sync(beside)
+        sync(beside / _MARKER)
+        sync(beside)
         if final.exists():  # the same step, done again
             _remove(final)
         beside.rename(final)
-        _sync(self.root)
+        sync(self.root)
         self._remove_old()
 
     def _remove_old(self) -> None:
@@ -176,8 +186,8 @@ class CheckpointStore:
                 _remove(checkpoint.path)
 
 
-def open_checkpoint(path: Path, rank: int) -> Checkpoint:
-    """Read a checkpoint's marker; `path` may be the `latest` or `best` link.
+def open_checkpoint(path: Path, rank: int, ranks: int) -> Checkpoint:
+    """Read a checkpoint's marker as rank `rank` of `ranks`; `path` may be the `latest` or `best` link.
 
     Raises:
         CheckpointError: not whole, or of another format.
@@ -190,7 +200,7 @@ def open_checkpoint(path: Path, rank: int) -> Checkpoint:
         if content["format"] != FORMAT_VERSION:
             raise CheckpointError(f"{path}: checkpoint format {content['format']}, this program reads {FORMAT_VERSION}")
         metrics = {str(name): float(value) for name, value in content["metrics"].items()}
-        return Checkpoint(path.resolve(), int(content["sequence"]), metrics, int(content["world_size"]), rank)
+        return Checkpoint(path.resolve(), int(content["sequence"]), metrics, int(content["world_size"]), rank, ranks)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{marker}: not a checkpoint marker ({error})") from error
 
@@ -210,17 +220,3 @@ def _point(link: Path, target: Path) -> None:
     beside.unlink(missing_ok=True)
     beside.symlink_to(target.name)
     beside.replace(link)
-
-
-def _sync_tree(folder: Path) -> None:
-    """Have everything below a folder on disk before going on."""
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,23 +1,21 @@
 """Checkpoints from which training goes on bit by bit: weights, optimizer, reference weights, random states.
 
-A checkpoint is a directory::
+A checkpoint is a NeMo-2 directory with a little more::
 
-    step_000120/
-        weights/          megatron dist_checkpointing, keys as NeMo 2 writes them ("module."), plus "reference."
-        optimizer/        megatron dist_checkpointing: Adam's moments and step (absent for weights alone)
-        random/           rank_00000.safetensors ...: random states of each rank
-        config.json       HF's configuration of the model
-        complete.json     written last: what is in it; a directory without this file is not a checkpoint
+    context/          the model's configuration, tokenizer and processor (`context`)
+    weights/          megatron dist_checkpointing, keys as NeMo 2 writes them ("module."), plus "reference."
+    optimizer/        megatron dist_checkpointing: Adam's moments and step (absent for weights alone)
+    random/           rank_00000.safetensors ...: random states of each rank
+    training.json     what is in it
 
-Weights and optimizer may be loaded on another number of ranks. `save` writes beside the target and renames, so that a
-crash never leaves a half-written directory under a good name.
+Weights and optimizer may be loaded on any other tensor, pipeline and data-parallel sizes. `callbacks.retention` makes a
+checkpoint whole or not there, and decides which stay; it gives the directory to write in.
 """
 
 from __future__ import annotations
 
 import json
 import queue
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,96 +27,119 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nemo_mtdrive.models.context import write_context
+from nemo_mtdrive.models.directories import WEIGHTS, nemo_directory
+from nemo_mtdrive.models.nemo_files import read_metadata
+
 if TYPE_CHECKING:
     from nemo_mtdrive.models.qwen25_vl import Qwen25VLModel
 
-MARKER = "complete.json"
-FORMAT = 1
+OPTIMIZER, RANDOM = "optimizer", "random"
+CONTENTS = "training.json"
+FORMAT = 2
+_EXTRA = "_extra_state"
+"""What transformer-engine keeps for fp8, which is not used here."""
 
 
-def save(model: Qwen25VLModel, directory: Path, notes: dict[str, Any]) -> Path:
-    """Write a checkpoint; every rank takes part and returns when it is complete.
+def save(model: Qwen25VLModel, directory: Path, carried: Path | None = None) -> None:
+    """Write a checkpoint; every rank takes part and returns when all have written.
 
     Args:
-        directory: where it will be; parents are made. An existing checkpoint there is replaced.
-        notes: JSON values of the trainer's (step, sampler state), read back by `load`.
+        directory: new, or empty.
+        carried: folder of tokenizer and processor files that go along, so that the checkpoint can be used by itself.
     """
-    partial = directory.with_name(f".{directory.name}.partial")
     if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        for part in ("weights", "optimizer", "random"):
-            (partial / part).mkdir(parents=True)
+        for part in (WEIGHTS, OPTIMIZER, RANDOM):
+            (directory / part).mkdir(parents=True)
+        write_context(directory, model, carried)
     dist.barrier()
-    _save_sharded(_weights(model), partial / "weights")
+    _save_sharded(_weights(model, with_reference=model.reference is not None), directory / WEIGHTS)
     if model.optimizer is not None:
-        _save_sharded(_optimizer(model, is_loading=False), partial / "optimizer")
-    save_file(_random_states(), partial / "random" / f"rank_{dist.get_rank():05d}.safetensors")
-    dist.barrier()
+        _save_sharded(_optimizer(model, is_loading=False), directory / OPTIMIZER)
+    save_file(_random_states(), directory / RANDOM / f"rank_{dist.get_rank():05d}.safetensors")
     if dist.get_rank() == 0:
-        (partial / "config.json").write_text(json.dumps(model.config.hf, indent=1))
         contents = {
             "format": FORMAT,
             "world_size": dist.get_world_size(),
             "optimizer": model.optimizer is not None,
             "reference": model.reference is not None,
-            "notes": notes,
         }
-        (partial / MARKER).write_text(json.dumps(contents, indent=1))
-        shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)
+        (directory / CONTENTS).write_text(json.dumps(contents, indent=1))
     dist.barrier()
-    return directory
 
 
-def load(model: Qwen25VLModel, directory: Path) -> dict[str, Any]:
-    """Read a checkpoint into a built model; every rank takes part. Returns the notes given to `save`.
+def load(model: Qwen25VLModel, directory: Path) -> None:
+    """Read a checkpoint into a built model, on any process grid; every rank takes part.
 
     Where the model is prepared for training its optimizer is restored too, and reference weights where there are some.
     Random states are restored when the number of ranks is the same.
 
     Raises:
-        FileNotFoundError: there is no complete checkpoint. ValueError: it lacks the optimizer, or its format is newer.
+        FileNotFoundError: there is no checkpoint of a training. ValueError: it lacks the optimizer, has another format,
+        or belongs to another model.
     """
     contents = _contents(directory)
-    weights = _weights(model, with_reference=contents["reference"])
-    loaded = dist_checkpointing.load(weights, str(directory / "weights"))
-    reference = loaded.pop("reference", None)
-    model.module.load_state_dict(loaded["module"])
+    reference = _load_weights(model, directory / WEIGHTS, with_reference=contents["reference"])
     if reference is not None:
         model.reference = {name: reference[name].cpu() for name, _ in model.module.named_parameters()}
     if model.optimizer is not None:
         if not contents["optimizer"]:
             raise ValueError(f"{directory} holds weights only: start training from them instead of resuming")
-        state = dist_checkpointing.load(_optimizer(model, is_loading=True), str(directory / "optimizer"))
+        state = _load_sharded(_optimizer(model, is_loading=True), directory / OPTIMIZER)
         model.optimizer.load_state_dict(state["optimizer"])
     if contents["world_size"] == dist.get_world_size():
-        _restore_random_states(load_file(directory / "random" / f"rank_{dist.get_rank():05d}.safetensors"))
+        _restore_random_states(load_file(directory / RANDOM / f"rank_{dist.get_rank():05d}.safetensors"))
     dist.barrier()
-    return contents["notes"]
 
 
-def latest(directory: Path) -> Path | None:
-    """The complete checkpoint in `directory` with the highest number at the end of its name, or None."""
-    complete = [path.parent for path in directory.glob(f"*/{MARKER}") if not path.parent.name.startswith(".")]
-    numbered = [(int(path.name.rpartition("_")[2]), path) for path in complete if path.name.rpartition("_")[2].isdigit()]
-    return max(numbered)[1] if numbered else None
+def load_weights(model: Qwen25VLModel, directory: Path) -> None:
+    """Read the weights alone, of any NeMo-2 directory of this architecture or a checkpoint; every rank takes part.
+
+    Raises:
+        ConversionError: the directory is not whole. ValueError: it belongs to another model.
+    """
+    _load_weights(model, nemo_directory(directory) / WEIGHTS, with_reference=False)
+    if model.optimizer is not None:
+        model.optimizer.reload_model_params()
+    dist.barrier()
 
 
 def _contents(directory: Path) -> dict[str, Any]:
-    marker = directory / MARKER
-    if not marker.is_file():
-        raise FileNotFoundError(f"{directory} is not a complete checkpoint: {MARKER} is absent")
-    contents = json.loads(marker.read_text())
+    path = directory / CONTENTS
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is not a checkpoint of a training: {CONTENTS} is absent")
+    contents = json.loads(path.read_text())
     if contents["format"] != FORMAT:
         raise ValueError(f"{directory} has format {contents['format']}, this version reads {FORMAT}")
     return contents
 
 
-def _weights(model: Qwen25VLModel, with_reference: bool | None = None) -> dict[str, Any]:
+def _load_weights(model: Qwen25VLModel, weights: Path, with_reference: bool) -> dict[str, Tensor] | None:
+    """Returns this rank's reference weights, if they are asked for."""
+    wanted = _weights(model, with_reference)
+    wanted["module"] = {name: part for name, part in wanted["module"].items() if not name.endswith(_EXTRA)}
+    loaded = _load_sharded(wanted, weights)
+    reference = loaded.pop("reference", None)
+    problems = model.module.load_state_dict(loaded["module"], strict=False)
+    wrong = [name for name in (*problems.missing_keys, *problems.unexpected_keys) if not name.endswith(_EXTRA)]
+    if wrong:
+        raise ValueError(f"{weights}: {', '.join(wrong[:3])} do not belong to this model; take another checkpoint")
+    return reference
+
+
+def _load_sharded(state: dict[str, Any], directory: Path) -> dict[str, Any]:
+    read_metadata(directory)  # refuses what megatron would unpickle
+    try:
+        return dist_checkpointing.load(state, str(directory))
+    except (dist_checkpointing.core.CheckpointingException, KeyError) as error:
+        raise ValueError(f"{directory} does not belong to this model: {str(error)[:200]}") from error
+
+
+def _weights(model: Qwen25VLModel, with_reference: bool) -> dict[str, Any]:
     """megatron's description of this rank's shards: which slice of which whole tensor each is."""
     sharded: dict[str, Any] = {"module": model.module.sharded_state_dict(prefix="module.")}
     sharded["module"] = {name.removeprefix("module."): part for name, part in sharded["module"].items()}
-    if with_reference if with_reference is not None else model.reference is not None:
+    if with_reference:
         sharded["reference"] = {}
         described = model.module.sharded_state_dict(prefix="reference.")
         for name, parameter in model.module.named_parameters():

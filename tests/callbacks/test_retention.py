@@ -35,7 +35,7 @@ def test_what_was_saved_is_found_again(tmp_path: Path) -> None:
     found = store.latest()
     assert found is not None and found.path == path and found.state == state and found.metrics == {"PDMS": 88.1}
     assert (found.path / "weights" / "0_0.distcp").read_bytes() == b"weights"
-    assert open_checkpoint(tmp_path / "checkpoints" / "latest", 0) == found
+    assert open_checkpoint(tmp_path / "checkpoints" / "latest", 0, 1) == found
 
 
 def test_the_newest_stay_in_order_of_saving_not_of_name(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_folder_without_the_marker_is_no_checkpoint(tmp_path: Path) -> None:
     latest = store.latest()
     assert latest is not None and latest.name == "rl-1"
     with pytest.raises(CheckpointError, match="so it is no whole checkpoint"):
-        open_checkpoint(tmp_path / "rl-2", 0)
+        open_checkpoint(tmp_path / "rl-2", 0, 1)
 
 
 def test_other_formats_and_noise_are_refused(tmp_path: Path) -> None:
@@ -143,8 +143,12 @@ def test_ranks_write_together_and_keep_their_own_state(tmp_path: Path) -> None:
         latest = store.latest()
         assert latest is not None and latest.state == {"rank": rank, "step": 2} and latest.world_size == 2
         assert (latest.path / "shard0").exists() and (latest.path / "shard1").exists()
-    with pytest.raises(CheckpointError, match="saved by 2 ranks, there is no state for rank 2"):
-        _ = open_checkpoint(tmp_path / "latest", 2).state
+    for rank in range(3):  # other ranks than saved it: all read the first one's
+        other = open_checkpoint(tmp_path / "latest", rank, 3)
+        assert not other.same_ranks and other.state == {"rank": 0, "step": 2}
+    (tmp_path / "latest" / "trainer_state.rank00001.json").unlink()
+    with pytest.raises(CheckpointError, match="rank00001.json: gone"):
+        _ = open_checkpoint(tmp_path / "latest", 1, 2).state
 
 
 def test_a_run_that_starts_anew_forgets(tmp_path: Path) -> None:

@@ -256,27 +256,21 @@ def resuming(model: Qwen25VLModel, directory: Path) -> Found:
         return found
     model.set_reference()
     steps(model, mine, 2)
-    checkpoint.save(model, saved, {"step": 2})
+    checkpoint.save(model, saved)
     weights = weights_of(model)
     if ranks.rank == 0:
         torch.save(weights, directory / "saved.pt")
-        (directory / "checkpoints" / "step_000003").mkdir()
     dist.barrier()
     drawn = torch.rand(4)
     went_on = steps(model, mine, 2)
     resumed = new_model()
-    found["notes"] = checkpoint.load(resumed, saved)
+    checkpoint.load(resumed, saved)
     found["random"] = torch.equal(torch.rand(4), drawn)
     found["steps"] = went_on
     found["same_steps"] = steps(resumed, mine, 2) == went_on
     one, other = weights_of(model), weights_of(resumed)
     found["same_weights"] = all(torch.equal(one[name], other[name]) for name in one)
     found["same_reference"] = all(torch.equal(model.reference[name], resumed.reference[name]) for name in model.reference)
-    found["latest"] = checkpoint.latest(directory / "checkpoints").name
-    try:
-        checkpoint.load(resumed, directory / "checkpoints" / "step_000003")
-    except FileNotFoundError as error:
-        found["incomplete"] = str(error)
     return found
 
 
