@@ -32,10 +32,12 @@ class ConfigError(ValueError):
 class ScenesConfig:
     """Where scenes come from (`driving.sources.open_scenes`)."""
 
+    uri: str = ""
+    """The whole address, as `navsim://DIR?split=trainval`; it takes the place of `source` and `path`."""
     source: str = "procedural"
-    """procedural, files or av2."""
+    """procedural (generated once, kept in the run's folder), files, av2, navsim or py123d."""
     path: str = ""
-    """Folder of scene files or of AV2 logs; unused by procedural."""
+    """Folder of scene files or shards, of AV2 logs, or the data root of navsim or py123d; unused by procedural."""
     count: int = 13000
     """Training scenes (Section 4.1: 13,000 samples)."""
     held_out: int = 1000
@@ -119,6 +121,12 @@ class ModelConfig:
     vision_layers: int = 2
     vision_ffn_size: int = 256
     dtype: str = "bfloat16"
+    freeze_vision: bool = False
+    """The vision tower is not trained."""
+    freeze_projector: bool = False
+    """The patch merger between the vision tower and the language model is not trained."""
+    recompute: str = "none"
+    """Activations that the backward pass computes again: none, selective (the MLPs' insides) or full (whole layers)."""
 
 
 @dataclass
@@ -127,6 +135,8 @@ class ParallelConfig:
 
     tensor: int = 4
     pipeline: int = 1
+    sequence: bool = False
+    """Sequence parallelism: norms and residuals are split over the tensor ranks too (less memory)."""
     data: int = 8
     threads: int = 1
     """CPU threads of one training rank."""
@@ -154,7 +164,7 @@ class MtGRPOConfig:
     """Algorithm 1 and Eqs. 2-4; defaults of Section 4.1."""
 
     estimator: str = "cross_turn"
-    """sequence (Table 3 ID 1), per_turn (ID 2, Eq. 3) or cross_turn (ID 3)."""
+    """sequence (Table 3 ID 1), per_turn (ID 2, Eq. 3), cross_turn (ID 3), or unbiased (docs/mtgrpo.md)."""
     iterations: int = 1
     """I: how often the reference is set to the policy."""
     steps: int = 300
@@ -170,8 +180,15 @@ class MtGRPOConfig:
     clip_grad: float = 1.0
     clip_low: float = 0.2
     clip_high: float = 0.2
+    """Set it above clip_low to let rare good tokens grow faster."""
+    dual_clip: float = 0.0
+    """c > 1: the loss of a token with a negative advantage is bounded by c |A|; 0: off."""
     kl_coefficient: float = 0.01
     kl_estimator: str = "k3"
+    aggregation: str = "sequence_mean"
+    """Over tokens: sequence_mean (Eq. 4, 1/|o_i|), token_mean (all tokens of the mini-batch alike) or constant."""
+    importance_cap: float = 0.0
+    """Weigh tokens by min(pi_trainer / pi_engine, cap) against the engine's other numerics; 0: off."""
 
 
 @dataclass
@@ -319,26 +336,41 @@ def check(config: Config) -> None:
     if rl.prompts_per_step % rl.mini_batch_prompts:
         raise ConfigError(f"mtgrpo.mini_batch_prompts={rl.mini_batch_prompts}: set it to a divisor of "
                           f"mtgrpo.prompts_per_step={rl.prompts_per_step}")
+    if 0 < rl.dual_clip <= 1:
+        raise ConfigError(f"mtgrpo.dual_clip={rl.dual_clip}: set it above 1, or to 0 for off")
     if config.sft.batch_size < config.parallel.data:
         raise ConfigError(f"sft.batch_size={config.sft.batch_size}: set it to parallel.data={config.parallel.data} or more")
     if not config.model.init_from and config.model.hidden_size % (128 * config.parallel.tensor):
         raise ConfigError(f"model.hidden_size={config.model.hidden_size}: set it to a multiple of 128 * parallel.tensor = "
                           f"{128 * config.parallel.tensor} (heads are 128 wide)")
-    if config.scenes.source != "procedural" and not (config.scenes.path and Path(config.scenes.path).is_dir()):
-        raise ConfigError(f"scenes.path={config.scenes.path!r}: no such folder; set it to a folder of "
-                          f"{'scene files' if config.scenes.source == 'files' else 'AV2 logs'}")
+    _check_scenes(config.scenes)
     start = config.model.init_from
     if start and not any((Path(start) / part / "config.json").is_file() for part in ("", "context/hf", "model/context/hf")):
         raise ConfigError(f"model.init_from={start!r}: no config.json there; set it to a Qwen2.5-VL directory")
     _check_agent(config.agent)
 
 
+SOURCES = {"procedural": "", "files": "scene files", "av2": "AV2 logs", "navsim": "OpenScene data", "py123d": "py123d data"}
+"""Kinds of sources -> what their folder holds."""
+
+
+def _check_scenes(scenes: ScenesConfig) -> None:
+    if scenes.uri:
+        if scenes.uri.partition("://")[0] not in SOURCES or "://" not in scenes.uri:
+            raise ConfigError(f"scenes.uri={scenes.uri!r}: set it to SCHEME://PATH?name=value with a scheme of "
+                              f"{', '.join(SOURCES)}")
+    elif scenes.source in ("files", "av2") and not (scenes.path and Path(scenes.path).is_dir()):
+        raise ConfigError(f"scenes.path={scenes.path!r}: no such folder; set it to a folder of {SOURCES[scenes.source]}")
+
+
 CHOICES = {
-    "scenes.source": ("procedural", "files", "av2"),
+    "scenes.source": tuple(SOURCES),
     "environment.perception": ("oracle", "kinematic"),
     "rollout.dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
-    "mtgrpo.estimator": ("sequence", "per_turn", "cross_turn"),
+    "model.recompute": ("none", "selective", "full"),
+    "mtgrpo.estimator": ("sequence", "per_turn", "cross_turn", "unbiased"),
+    "mtgrpo.aggregation": ("sequence_mean", "token_mean", "constant"),
     "mtgrpo.kl_estimator": ("k1", "k2", "k3"),
     "transfer.link": ("shm", "zmq"),
 }
@@ -346,7 +378,8 @@ CHOICES = {
 MAY_BE_ZERO = frozenset((
     "seed", "scenes.seed", "environment.port", "environment.retries", "reward.pdm_weight",
     "reward.format_weight", "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.two_turn_share", "sft.seed",
-    "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "validation.every_steps",
+    "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "mtgrpo.dual_clip",
+    "mtgrpo.importance_cap", "validation.every_steps",
     "validation.scenes", "checkpoint.every_steps", "logging.recorded_episodes",
 ))
 

@@ -176,8 +176,10 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     hf = hf_config(config, tokenizer)
     optimizer = OptimizerOptions(clip_gradient=config.mtgrpo.clip_grad, weight_decay=config.mtgrpo.weight_decay,
                                  beta1=0.9, beta2=0.95, epsilon=1e-8, distributed=device.type == "cuda")
-    model = build_model(hf, optimizer=optimizer, sequence_parallel=False, dtype=getattr(torch, config.model.dtype),
-                        max_length=rollout.max_context, recompute=False)
+    model = build_model(hf, optimizer=optimizer, sequence_parallel=config.parallel.sequence,
+                        dtype=getattr(torch, config.model.dtype), max_length=rollout.max_context,
+                        recompute=config.model.recompute, freeze_vision=config.model.freeze_vision,
+                        freeze_projector=config.model.freeze_projector)
     if config.model.init_from:
         load_start(model, Path(config.model.init_from))
     else:
@@ -200,7 +202,7 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     if config.sft.steps:
         sft = SFTTrainer(config.sft, model, share, SFTDataset(run_dir / "sft_data", tokenizer), tokenizer)
     rl = MTGRPOTrainer(config.mtgrpo, model, share, rollouts, cache, tokenizer, splits.train, config.seed,
-                       rollout.temperature)
+                       rollout)
     checkpoints = CheckpointStore(run_dir / "checkpoints", keep=config.checkpoint.keep, metric=config.checkpoint.best_metric,
                                    higher_is_better=config.checkpoint.higher_is_better, rank=ranks.rank, world_size=ranks.world,
                                    barrier=parallel.barrier)

@@ -1,4 +1,4 @@
-r"""Turn-level group relative advantages: line 10 of Algorithm 1, Eq. 3, and the three estimators of Table 3.
+r"""Turn-level group relative advantages: line 10 of Algorithm 1, Eq. 3, the three estimators of Table 3 and a fourth.
 
 For the G rollouts of one question, r_ij is the reward of turn j of rollout i (Eq. 2), and A_ij the advantage of every
 token of that turn:
@@ -9,6 +9,16 @@ token of that turn:
 
 The paper writes std without saying which; it is built on veRL, whose GRPO takes the sample deviation (n - 1), and so do
 we. Statistics are two-pass fp64. Values that are all equal, or a single one, have no spread: advantage exactly 0.
+
+These three say how good a turn was, not what it led to: where the policy itself decides how many turns there are, they
+can reward it for going on (docs/mtgrpo.md). The fourth estimates the exact policy gradient of
+
+    J = E[1/N sum_{j=1..N} r_ij],  r_ij = the last reward of rollout i for every turn after its end
+
+    unbiased            A_ij = g_ij - mean_{k != i} g_kj,  g_ij = 1/N sum_{l=j..N} (r_il - r_i,j-1),  r_i0 = 0
+
+g_ij is what turn j and all that followed added to the answer before it. Neither r_i,j-1 nor the other rollouts depend on
+what turn j says, so subtracting them changes no expectation; nothing is divided by a spread of its own.
 """
 
 from __future__ import annotations
@@ -59,25 +69,66 @@ def cross_turn(rewards: Rewards) -> list[NDArray[np.float64]]:
     return np.split(flat, np.cumsum([len(turns) for turns in rewards])[:-1])
 
 
-ESTIMATORS = {"sequence": sequence, "per_turn": per_turn, "cross_turn": cross_turn}
+def unbiased(rewards: Rewards, max_turns: int) -> list[NDArray[np.float64]]:
+    """The exact gradient's advantages; `max_turns` is N, the turns an episode may have whatever the policy does."""
+    gains = np.array([_gains(turns, max_turns) for turns in rewards]).reshape(len(rewards), max_turns)
+    if len(rewards) < 2:
+        return [np.zeros(len(turns)) for turns in rewards]
+    others = (gains.sum(axis=0) - gains) / (len(rewards) - 1)
+    advantages = np.where(np.ptp(gains, axis=0) <= TIE, 0.0, gains - others)
+    return [row[:len(turns)] for row, turns in zip(advantages, rewards, strict=True)]
 
 
-def group_advantages(group: Group, estimator: str) -> list[NDArray[np.float64]]:
+def _gains(turns: Sequence[float], max_turns: int) -> NDArray[np.float64]:
+    """g_ij of one rollout, [N]: the last reward is carried on to turn N, so that stopping is neither paid nor fined."""
+    if len(turns) > max_turns:
+        raise ValueError(f"an episode has {len(turns)} turns and rollout.max_turns={max_turns}: set it to what was used")
+    carried = np.concatenate([turns, np.full(max_turns - len(turns), turns[-1])])
+    before = np.concatenate([[0.0], carried[:-1]])
+    ahead = np.arange(max_turns, 0, -1)
+    return (np.cumsum(carried[::-1])[::-1] - ahead * before) / max_turns
+
+
+ESTIMATORS = ("sequence", "per_turn", "cross_turn", "unbiased")
+
+
+def advantages_of(rewards: Rewards, estimator: str, max_turns: int) -> list[NDArray[np.float64]]:
+    """A_ij [turns of rollout i] of the valid rollouts of one group.
+
+    Raises:
+        ValueError: the estimator is unknown.
+    """
+    if estimator == "sequence":
+        return sequence(rewards)
+    if estimator == "per_turn":
+        return per_turn(rewards)
+    if estimator == "cross_turn":
+        return cross_turn(rewards)
+    if estimator == "unbiased":
+        return unbiased(rewards, max_turns)
+    raise ValueError(f"mtgrpo.estimator={estimator}: set it to one of {', '.join(ESTIMATORS)}")
+
+
+def group_advantages(group: Group, estimator: str, max_turns: int) -> list[NDArray[np.float64]]:
     """A_ij for each episode of a group, [turns] each; an invalid episode takes no part and gets zeros.
 
     Raises:
         ValueError: a reward of a valid episode is not finite, or the estimator is unknown.
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"mtgrpo.estimator={estimator}: set it to one of {', '.join(ESTIMATORS)}")
-    valid = [episode for episode in group.episodes if episode.valid]
+    valid = [episode for episode in group.episodes if episode.valid and episode.turns]
     for episode in valid:
         if not np.isfinite(episode.rewards).all():
             raise ValueError(f"episode {episode.episode_id}: rewards {episode.rewards} are not finite")
-    found = iter(ESTIMATORS[estimator]([episode.rewards for episode in valid]))
-    return [next(found) if episode.valid else np.zeros(len(episode.turns)) for episode in group.episodes]
+    found = iter(advantages_of([episode.rewards for episode in valid], estimator, max_turns))
+    return [next(found) if episode.valid and episode.turns else np.zeros(len(episode.turns)) for episode in group.episodes]
 
 
-def has_spread(group: Group, estimator: str) -> bool:
+def has_spread(group: Group, estimator: str, max_turns: int) -> bool:
     """Whether any token of the group has a non-zero advantage, so that the group teaches something."""
-    return any(advantages.any() for advantages in group_advantages(group, estimator))
+    return any(advantages.any() for advantages in group_advantages(group, estimator, max_turns))
+
+
+def lonely_turns(group: Group) -> int:
+    """Turn indices that a single valid rollout reached: within a turn it is compared with nobody, and learns nothing."""
+    lengths = sorted((len(episode.turns) for episode in group.episodes if episode.valid), reverse=True)
+    return lengths[0] - lengths[1] if len(lengths) > 1 else sum(lengths)

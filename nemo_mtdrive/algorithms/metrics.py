@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nemo_mtdrive.algorithms.advantage import has_spread
+from nemo_mtdrive.algorithms.advantage import has_spread, lonely_turns
 from nemo_mtdrive.types import NOT_OURS, Episode, Group
 
 if TYPE_CHECKING:
     from nemo_mtdrive.algorithms.mtgrpo import TrainingMicroBatch
 
 
-def rollout_metrics(groups: Sequence[Group], estimator: str) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[Group], estimator: str, max_turns: int) -> dict[str, float]:
     """Means over the valid episodes of a step; rewards in 0..1, PDMS in 0..100."""
     episodes = [episode for group in groups for episode in group.episodes]
     valid = [episode for episode in episodes if episode.valid and episode.turns]
     metrics = {
         "episodes/invalid": float(sum(not episode.valid for episode in episodes)),
-        "groups/with_spread": float(np.mean([has_spread(group, estimator) for group in groups])),
+        "groups/with_spread": float(np.mean([has_spread(group, estimator, max_turns) for group in groups])),
+        "groups/lonely_turns": float(sum(lonely_turns(group) for group in groups)),
     }
     if not valid:
         return metrics

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from nemo_mtdrive.algorithms.advantage import group_advantages
 from nemo_mtdrive.algorithms.batch import Payload, build_micro_batch, pack, pad
-from nemo_mtdrive.algorithms.loss import LossSettings, mtgrpo_loss
+from nemo_mtdrive.algorithms.loss import LossSettings, mtgrpo_loss, token_weights
 from nemo_mtdrive.algorithms.metrics import logprob_gap, rollout_metrics
 from nemo_mtdrive.algorithms.policy import DataShare, MicroBatch, Policy
-from nemo_mtdrive.config import MtGRPOConfig
+from nemo_mtdrive.config import MtGRPOConfig, RolloutConfig
 from nemo_mtdrive.data.sampler import EpochSampler
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
 from nemo_mtdrive.telemetry.timers import StepTimers
@@ -68,14 +68,14 @@ class TrainingMicroBatch:
 
 MiniBatch = list[TrainingMicroBatch]
 Row = tuple[Episode, NDArray[np.float32], float]
-"""An episode, A of each of its tokens, and its weight in the loss."""
+"""An episode, A of each of its tokens, and the weight of an own token in the loss."""
 
 
 class MTGRPOTrainer:
     """Multi-turn group relative policy optimization of a policy on scenes."""
 
     def __init__(self, settings: MtGRPOConfig, policy: Policy, share: DataShare, rollouts: Rollouts, cache: TensorCache,
-                 tokenizer: Tokenizer, scene_ids: list[str], seed: int, temperature: float) -> None:
+                 tokenizer: Tokenizer, scene_ids: list[str], seed: int, rollout: RolloutConfig) -> None:
         self.settings = settings
         self.policy = policy
         self.share = share
@@ -84,12 +84,13 @@ class MTGRPOTrainer:
         self.tokenizer = tokenizer
         self.scene_ids = scene_ids
         self.seed = seed
-        self.temperature = temperature
+        self.rollout = rollout
         self.timers = StepTimers()
         self.groups: list[Group] = []
         """The groups of the last step, for recording."""
         self._sampler = EpochSampler(len(scene_ids), seed)
-        self._loss = LossSettings(settings.clip_low, settings.clip_high, settings.kl_coefficient, settings.kl_estimator)
+        self._loss = LossSettings(settings.clip_low, settings.clip_high, settings.kl_coefficient, settings.kl_estimator,
+                                  settings.dual_clip, importance_cap=settings.importance_cap)
 
     def step(self, step: int) -> dict[str, float]:
         """One step of Algorithm 1: sample questions (6), roll out under pi_old (7, 8), score (9), update (10 to 13)."""
@@ -100,7 +101,7 @@ class MTGRPOTrainer:
         with self.timers("advantage"):
             mini_batches = self.assemble(step, self.groups)
         self.policy.set_lr(self.settings.lr)
-        self.policy.temperature = self.temperature  # pi_theta is what the rollouts sample from
+        self.policy.temperature = self.rollout.temperature  # pi_theta is what the rollouts sample from
         with self.timers("log_prob"):
             self.recompute_old_logprobs(mini_batches)
         with self.timers("reference"):
@@ -109,7 +110,7 @@ class MTGRPOTrainer:
         with self.timers("update"):
             for _ in range(self.settings.inner_updates):
                 updates += [self.update(mini_batch) for mini_batch in mini_batches]
-        metrics = rollout_metrics(self.groups, self.settings.estimator) | _mean(updates)
+        metrics = rollout_metrics(self.groups, self.settings.estimator, self.rollout.max_turns) | _mean(updates)
         metrics |= logprob_gap([micro for mini_batch in mini_batches for micro in mini_batch])
         with self.timers("weight_sync"):
             self.rollouts.publish_next()
@@ -121,7 +122,7 @@ class MTGRPOTrainer:
         chosen = self._sampler.take(step * count, count)
         return [RolloutTask(scene_id=self.scene_ids[index], group_size=self.settings.group_size,
                             seed=task_seed(self.seed, step, slot), policy_version=self.rollouts.policy_version,
-                            step=step, slot=slot, temperature=self.temperature)
+                            step=step, slot=slot, temperature=self.rollout.temperature)
                 for slot, index in enumerate(chosen)]
 
     def assemble(self, step: int, groups: list[Group]) -> list[MiniBatch]:
@@ -131,7 +132,7 @@ class MTGRPOTrainer:
         mini_batches = []
         for number, start in enumerate(range(0, len(groups), size)):
             chosen = groups[start:start + size]
-            rows = [row for group in chosen for row in self._rows(group, len(chosen))]
+            rows = self._rows(chosen)
             packed = pack([len(episode.tokens) for episode, _, _ in rows], self.settings.micro_batch_tokens)
             mine = packed[self.share.rank::self.share.size]
             if rows and not mine:  # every data rank takes part in a mini-batch: this one with an episode of weight 0
@@ -141,17 +142,18 @@ class MTGRPOTrainer:
                                      for i, indices in enumerate(mine)])
         return mini_batches
 
-    def _rows(self, group: Group, questions: int) -> list[Row]:
-        """(episode, A of each token, weight 1 / (questions * rollouts)) of the valid episodes of a group (Eq. 4)."""
-        advantages = group_advantages(group, self.settings.estimator)
-        valid = [(e, a) for e, a in zip(group.episodes, advantages, strict=True) if e.valid and e.turns]
-        rows: list[Row] = []
-        for episode, of_turn in valid:
-            own = episode.turn_of_token != NOT_OURS
-            of_token = np.zeros(len(episode.tokens), dtype=np.float32)
-            of_token[own] = of_turn[episode.turn_of_token[own]]
-            rows.append((episode, of_token, 1.0 / (questions * len(valid))))
-        return rows
+    def _rows(self, groups: list[Group]) -> list[Row]:
+        """(episode, A of each token, weight of each own token) of the valid episodes of a mini-batch (Eq. 4)."""
+        valid: list[list[tuple[Episode, NDArray[np.float64]]]] = []
+        for group in groups:
+            advantages = group_advantages(group, self.settings.estimator, self.rollout.max_turns)
+            valid.append([(e, a) for e, a in zip(group.episodes, advantages, strict=True) if e.valid and e.turns])
+        lengths = [[int((episode.turn_of_token != NOT_OURS).sum()) for episode, _ in rows] for rows in valid]
+        longest = self.rollout.max_turns * self.rollout.max_answer_tokens
+        weights = token_weights(self.settings.aggregation, lengths, longest)
+        return [(episode, _of_token(episode, of_turn), weight)
+                for rows, of_rows in zip(valid, weights, strict=True)
+                for (episode, of_turn), weight in zip(rows, of_rows, strict=True)]
 
     def recompute_old_logprobs(self, mini_batches: list[MiniBatch]) -> None:
         """log pi_old by the trainer itself: the engine's own differ by its numerics, and the ratio must start at 1."""
@@ -188,18 +190,27 @@ class MTGRPOTrainer:
                                         self.share.device)
             tensors["advantages"] = pad(micro.advantages, torch.float32).to(self.share.device)
             tensors["weights"] = torch.tensor(micro.weights, dtype=torch.float32, device=self.share.device)
+            tensors["engine_logprobs"] = pad([e.logprobs for e in micro.episodes], torch.float32).to(self.share.device)
             return tensors
 
         return self.cache.get(micro.key, build)
 
     def _micro_batch_loss(self, logprobs: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return mtgrpo_loss(logprobs, batch["old_logprobs"], batch["reference_logprobs"], batch["advantages"],
-                           batch["mask"], batch["weights"], self._loss)
+                           batch["mask"], batch["weights"], self._loss, engine_logprobs=batch["engine_logprobs"])
 
 
 def task_seed(seed: int, step: int, slot: int) -> int:
     """Seed of a task: tasks of a step must differ, or all their scenes are answered with the same draws."""
     return int(np.random.SeedSequence((seed, step, slot)).generate_state(1)[0])
+
+
+def _of_token(episode: Episode, of_turn: NDArray[np.float64]) -> NDArray[np.float32]:
+    """[T] A of each token: its turn's, 0 for tokens that are not the model's own."""
+    own = episode.turn_of_token != NOT_OURS
+    of_token = np.zeros(len(episode.tokens), dtype=np.float32)
+    of_token[own] = of_turn[episode.turn_of_token[own]]
+    return of_token
 
 
 def _columns(rows: list[Row]) -> tuple[list[Episode], list[NDArray[np.float32]], list[float]]:

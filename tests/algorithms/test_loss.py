@@ -1,11 +1,12 @@
 """Eq. 4 against numbers worked by hand and against a plain fp64 reference, token by token."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from nemo_mtdrive.algorithms.loss import LossSettings, kl_divergence, mtgrpo_loss, sft_loss
+from nemo_mtdrive.algorithms.loss import LossSettings, kl_divergence, mtgrpo_loss, sft_loss, token_weights
 
 SETTINGS = LossSettings(clip_low=0.2, clip_high=0.2, kl_coefficient=0.01, kl_estimator="k3")
 
@@ -40,6 +41,11 @@ def random_batch(seed: int, dtype: torch.dtype):
     return new.requires_grad_(), old, ref, advantages, mask, weights
 
 
+def per_token(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """1/|o_i| of Eq. 4 on top of a rollout's weight."""
+    return weights / mask.sum(1).clamp(min=1)
+
+
 def test_one_token_by_hand() -> None:
     # ratio 1.5 clipped to 1.2, A = 2: min(3, 2.4) = 2.4; ref = new / 2: k3 = 0.5 - ln 0.5 - 1 = 0.193147
     new = torch.tensor([[0.0, math.log(0.6)]], dtype=torch.float64)
@@ -66,7 +72,8 @@ def test_loss_and_gradient_equal_the_reference(seed: int, dtype: torch.dtype, to
     expected = reference_loss(new, old, ref, advantages, mask, weights, SETTINGS)
     (expected_gradient,) = torch.autograd.grad(expected, new)
     cast = new.detach().to(dtype).requires_grad_()
-    loss, _ = mtgrpo_loss(cast, old.to(dtype), ref.to(dtype), advantages.to(dtype), mask, weights.to(dtype), SETTINGS)
+    loss, _ = mtgrpo_loss(cast, old.to(dtype), ref.to(dtype), advantages.to(dtype), mask,
+                          per_token(weights, mask).to(dtype), SETTINGS)
     (gradient,) = torch.autograd.grad(loss, cast)
     assert loss.item() == pytest.approx(expected.item(), abs=tolerance)
     torch.testing.assert_close(gradient.double(), expected_gradient, atol=tolerance, rtol=0)
@@ -89,6 +96,70 @@ def test_micro_batches_add_up() -> None:
     parts = [mtgrpo_loss(new[s], old[s], ref[s], advantages[s], mask[s], weights[s], SETTINGS)[0]
              for s in (slice(0, 2), slice(2, 5))]
     assert sum(p.item() for p in parts) == pytest.approx(whole.item(), abs=1e-14)
+
+
+def everything_reference(new, old, ref, advantages, mask, weights, settings, engine, entropy):
+    """The whole objective token by token in plain Python over fp64 scalars."""
+    total = torch.zeros((), dtype=torch.float64)
+    for i, t in mask.nonzero().tolist():
+        a, ratio = advantages[i, t], torch.exp(new[i, t] - old[i, t])
+        clipped = torch.clamp(ratio, 1 - settings.clip_low, 1 + settings.clip_high)
+        term = torch.min(ratio * a, clipped * a)
+        if settings.dual_clip and a < 0:
+            term = torch.max(term, settings.dual_clip * a)
+        if settings.importance_cap:
+            term = term * min(math.exp(old[i, t].item() - engine[i, t].item()), settings.importance_cap)
+        log_r = ref[i, t] - new[i, t]
+        kl = {"k1": -log_r, "k2": log_r**2 / 2, "k3": torch.exp(log_r) - 1 - log_r}[settings.kl_estimator]
+        total = total - weights[i] * (term - settings.kl_coefficient * kl + settings.entropy_coefficient * entropy[i, t])
+    return total
+
+
+@pytest.mark.parametrize("changes", [
+    {"clip_high": 0.28}, {"dual_clip": 1.1}, {"importance_cap": 1.05}, {"entropy_coefficient": 0.01},
+    {"kl_estimator": "k1"}, {"kl_estimator": "k2"},
+    {"clip_high": 0.3, "dual_clip": 1.5, "importance_cap": 2.0, "entropy_coefficient": 0.02, "kl_estimator": "k2"},
+])
+def test_what_is_added_to_eq_4_equals_its_reference(changes: dict) -> None:
+    settings = replace(SETTINGS, **changes)
+    new, old, ref, advantages, mask, weights = random_batch(7, torch.float64)
+    generator = torch.Generator().manual_seed(8)
+    engine = old + 0.1 * torch.randn(old.shape, generator=generator, dtype=torch.float64)
+    entropy = torch.rand(old.shape, generator=generator, dtype=torch.float64).requires_grad_()
+    expected = everything_reference(new, old, ref, advantages, mask, weights, settings, engine, entropy)
+    found, _ = mtgrpo_loss(new, old, ref, advantages, mask, weights, settings, engine_logprobs=engine, entropy=entropy)
+    plain, _ = mtgrpo_loss(new, old, ref, advantages, mask, weights, SETTINGS)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-13)
+    assert abs(found.item() - plain.item()) > 1e-6  # the change is in force on these numbers
+    for mine, theirs in zip(torch.autograd.grad(found, (new, entropy), allow_unused=True),
+                            torch.autograd.grad(expected, (new, entropy), materialize_grads=True), strict=True):
+        torch.testing.assert_close(torch.zeros_like(theirs) if mine is None else mine, theirs, atol=1e-13, rtol=0)
+
+
+def test_dual_clip_bounds_a_runaway_ratio() -> None:
+    """A token that became e^5 times likelier with A = -1 pushes with -e^5 by Eq. 4 and with -3 under dual clip 3."""
+    new, old, one = torch.tensor([[5.0]]), torch.tensor([[0.0]]), torch.tensor([[-1.0]])
+    settings = replace(SETTINGS, kl_coefficient=0.0, dual_clip=3.0)
+    loss, _ = mtgrpo_loss(new, old, old, one, torch.tensor([[True]]), torch.ones(1), settings)
+    assert loss.item() == 3.0
+
+
+def test_token_weights_by_hand() -> None:
+    lengths = [[10, 30], [20]]
+    assert token_weights("sequence_mean", lengths, 100) == [[1 / 40, 1 / 120], [1 / 40]]
+    assert token_weights("token_mean", lengths, 100) == [[1 / 60, 1 / 60], [1 / 60]]
+    assert token_weights("constant", lengths, 100) == [[1 / 400, 1 / 400], [1 / 200]]
+    assert token_weights("sequence_mean", [[], [5]], 100) == [[], [1 / 10]]  # a question without a valid rollout
+    with pytest.raises(ValueError, match="aggregation=mean"):
+        token_weights("mean", lengths, 100)
+
+
+def test_mu_1_starts_with_ratio_exactly_1_and_kl_0_at_the_reference() -> None:
+    new, _, _, advantages, mask, weights = random_batch(9, torch.float64)
+    _, metrics = mtgrpo_loss(new, new.detach(), new.detach(), advantages, mask, per_token(weights, mask), SETTINGS)
+    assert metrics["kl"].item() == 0.0
+    assert metrics["ratio"].item() == pytest.approx(weights.sum().item(), abs=1e-15)
+    assert metrics["clip_share"].item() == 0.0
 
 
 def test_kl_estimators() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nemo_mtdrive.algorithms.advantage import group_advantages
+from nemo_mtdrive.algorithms.advantage import ESTIMATORS, group_advantages
 from nemo_mtdrive.algorithms.batch import build_micro_batch, pack
 from nemo_mtdrive.algorithms.loss import LossSettings
 from nemo_mtdrive.algorithms.mtgrpo import MTGRPOTrainer
@@ -131,11 +131,12 @@ class BigramPolicy:
 
 
 def trainer(tokenizer: Tokenizer, *overrides: str, share: tuple[int, int] = (0, 1), iptc: bool = True) -> MTGRPOTrainer:
-    settings = load_config("demo_cpu", ["mtgrpo.prompts_per_step=3", "mtgrpo.mini_batch_prompts=3", "mtgrpo.lr=0.5",
-                                        "mtgrpo.group_size=4", "mtgrpo.kl_coefficient=0.05", *overrides]).mtgrpo
-    return MTGRPOTrainer(settings, BigramPolicy(0), DataShare(*share, torch.device("cpu")),
+    config = load_config("demo_cpu", ["mtgrpo.prompts_per_step=3", "mtgrpo.mini_batch_prompts=3", "mtgrpo.lr=0.5",
+                                      "mtgrpo.group_size=4", "mtgrpo.kl_coefficient=0.05", "rollout.max_turns=3",
+                                      "rollout.temperature=1.0", *overrides])
+    return MTGRPOTrainer(config.mtgrpo, BigramPolicy(0), DataShare(*share, torch.device("cpu")),
                          ScriptedRollouts(tokenizer), TensorCache("cpu", 1 << 30, iptc), tokenizer, list(REWARDS), seed=4,
-                         temperature=1.0)
+                         rollout=config.rollout)
 
 
 def expected_gradient(policy: BigramPolicy, groups: list[Group], estimator: str, questions: int) -> Tensor:
@@ -145,7 +146,7 @@ def expected_gradient(policy: BigramPolicy, groups: list[Group], estimator: str,
     total = torch.zeros((), dtype=torch.float64)
     for group in groups:
         valid = sum(e.valid for e in group.episodes)
-        for e, advantages in zip(group.episodes, group_advantages(group, estimator), strict=True):
+        for e, advantages in zip(group.episodes, group_advantages(group, estimator, max_turns=3), strict=True):
             if not e.valid:
                 continue
             tokens = torch.as_tensor(e.tokens.astype(np.int64))[None]
@@ -158,7 +159,7 @@ def expected_gradient(policy: BigramPolicy, groups: list[Group], estimator: str,
     return torch.autograd.grad(total, table)[0]
 
 
-@pytest.mark.parametrize("estimator", ["sequence", "per_turn", "cross_turn"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("budget", [40, 100000])
 def test_a_step_is_eq_4_on_the_groups(tokenizer: Tokenizer, estimator: str, budget: int) -> None:
     """Whatever the micro-batches; the invalid episode takes no part."""
