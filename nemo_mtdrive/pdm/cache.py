@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -99,16 +100,16 @@ def _fingerprint(scene: Scene) -> bytes:
 class SceneCache:
     """The prepared scenes that were used last; safe for several threads."""
 
-    def __init__(self, perception: str, size: int) -> None:
-        """Keep at most `size` scenes, prepared for one perception.
+    def __init__(self, perception: str, size: int, make: Callable[[Scene, str], PreparedScene] = prepare) -> None:
+        """Keep at most `size` scenes, prepared by `make(scene, perception)`.
 
         Raises:
             ValueError: size below 1.
         """
         if size < 1:
             raise ValueError(f"cache_size={size}: set it to 1 or more")
-        self._perception, self._size = perception, size
-        self._entries: OrderedDict[str, tuple[bytes, PreparedScene]] = OrderedDict()
+        self._perception, self._size, self._make = perception, size, make
+        self._entries: OrderedDict[str, tuple[bytes, Scene, PreparedScene]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -118,13 +119,13 @@ class SceneCache:
         """The prepared form of a scene, made now if it is not kept or has changed."""
         with self._lock:
             entry = self._entries.get(scene.scene_id)
-            if entry is not None and entry[1].scene is scene:
+            if entry is not None and entry[1] is scene:
                 self._entries.move_to_end(scene.scene_id)
-                return entry[1]
+                return entry[2]
         mark = _fingerprint(scene)
-        prepared = entry[1] if entry is not None and entry[0] == mark else prepare(scene, self._perception)
+        prepared = entry[2] if entry is not None and entry[0] == mark else self._make(scene, self._perception)
         with self._lock:
-            self._entries[scene.scene_id] = (mark, prepared)
+            self._entries[scene.scene_id] = (mark, scene, prepared)
             self._entries.move_to_end(scene.scene_id)
             while len(self._entries) > self._size:
                 self._entries.popitem(last=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +88,11 @@ def drivable_map(scene_map: SceneMap, ego: Ego) -> DrivableMap:
     listed = {lane_id for block in scene_map.roadblocks for lane_id in block.lane_ids}
     entries += [(lane.id, LANE, lane.polygon) for lane in scene_map.lanes
                 if lane.id not in listed and polygon_of(lane.polygon).intersects(square)]
+    return map_of_rings(entries)
+
+
+def map_of_rings(entries: Sequence[tuple[str, int, Array]]) -> DrivableMap:
+    """The map of (id, kind, ring [n, 2]); rings are closed where they are not, those of fewer than 3 vertices left out."""
     entries = [entry for entry in entries if len(entry[2]) >= 3]
     rings = [ring if np.array_equal(ring[0], ring[-1]) else np.vstack([ring, ring[:1]]) for _, _, ring in entries]
     return DrivableMap(

@@ -83,7 +83,7 @@ def _motion(plans: Array, speed_now: float) -> _Motion:
 def _clearances(prepared: PreparedScene, corners: Array) -> Array:
     """How far inside the drivable area points [..., 2] are [m], negative outside, both cut at 4 m."""
     drivable = prepared.drivable
-    area = shapely.union_all(drivable.polygons[drivable.kinds != LANE])
+    area = shapely.union_all(shapely.make_valid(drivable.polygons[drivable.kinds != LANE]))
     center = prepared.scene.ego.rear_axle_pose[:2]
     reach = _NEARBY_M + np.hypot(*np.moveaxis(corners - center, -1, 0)).clip(max=200.0).max(initial=0.0)
     near = shapely.intersection(area, shapely.box(*(center - reach), *(center + reach)))
