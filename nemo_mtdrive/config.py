@@ -189,6 +189,10 @@ class MtGRPOConfig:
     """Over tokens: sequence_mean (Eq. 4, 1/|o_i|), token_mean (all tokens of the mini-batch alike) or constant."""
     importance_cap: float = 0.0
     """Weigh tokens by min(pi_trainer / pi_engine, cap) against the engine's other numerics; 0: off."""
+    tied_groups: str = "keep"
+    """Groups whose advantages are all 0: keep, drop, or refill (draw other scenes in their place)."""
+    refill_rounds: int = 2
+    """Most times that a step draws again with tied_groups=refill."""
 
 
 @dataclass
@@ -370,6 +374,7 @@ CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.recompute": ("none", "selective", "full"),
     "mtgrpo.estimator": ("sequence", "per_turn", "cross_turn", "unbiased"),
+    "mtgrpo.tied_groups": ("keep", "drop", "refill"),
     "mtgrpo.aggregation": ("sequence_mean", "token_mean", "constant"),
     "mtgrpo.kl_estimator": ("k1", "k2", "k3"),
     "transfer.link": ("shm", "zmq"),

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nemo_mtdrive.algorithms.advantage import group_advantages
+from nemo_mtdrive.algorithms.advantage import group_advantages, has_spread
 from nemo_mtdrive.algorithms.batch import Payload, build_micro_batch, pack, pad
 from nemo_mtdrive.algorithms.loss import LossSettings, mtgrpo_loss, token_weights
 from nemo_mtdrive.algorithms.metrics import logprob_gap, rollout_metrics
@@ -26,11 +26,11 @@ from nemo_mtdrive.types import NOT_OURS, Episode, Group, RolloutTask
 class Rollouts(Protocol):
     """Where groups come from: rollout workers behind IPSS, or the baseline transfer."""
 
-    def generate(self, tasks: list[RolloutTask]) -> list[Group]:
-        """All groups of the tasks, in their order; the images stay available until the next call."""
+    def generate(self, tasks: list[RolloutTask], *, more: bool = False) -> list[Group]:
+        """All groups of the tasks, in their order; the images stay available until the next call without `more`."""
 
     def images(self, episodes: Sequence[Episode]) -> Callable[[str], Payload]:
-        """How to get at the images of episodes of the last groups, by key."""
+        """How to get at the images of episodes of this step's groups, by key."""
 
     def publish_next(self) -> None:
         """The policy's weights changed: put them into the engines as the next version."""
@@ -87,19 +87,19 @@ class MTGRPOTrainer:
         self.rollout = rollout
         self.timers = StepTimers()
         self.groups: list[Group] = []
-        """The groups of the last step, for recording."""
+        """All groups of the last step, those that were left out included, for recording."""
         self._sampler = EpochSampler(len(scene_ids), seed)
+        self._refill_sampler = EpochSampler(len(scene_ids), seed + 1)
         self._loss = LossSettings(settings.clip_low, settings.clip_high, settings.kl_coefficient, settings.kl_estimator,
                                   settings.dual_clip, importance_cap=settings.importance_cap)
 
     def step(self, step: int) -> dict[str, float]:
         """One step of Algorithm 1: sample questions (6), roll out under pi_old (7, 8), score (9), update (10 to 13)."""
         self.timers = StepTimers()
-        tasks = self.draw_tasks(step)
         with self.timers("rollout"):
-            self.groups = self.rollouts.generate(tasks)
+            groups = self.roll_out(step)
         with self.timers("advantage"):
-            mini_batches = self.assemble(step, self.groups)
+            mini_batches = self.assemble(step, groups)
         self.policy.set_lr(self.settings.lr)
         self.policy.temperature = self.rollout.temperature  # pi_theta is what the rollouts sample from
         with self.timers("log_prob"):
@@ -111,19 +111,45 @@ class MTGRPOTrainer:
             for _ in range(self.settings.inner_updates):
                 updates += [self.update(mini_batch) for mini_batch in mini_batches]
         metrics = rollout_metrics(self.groups, self.settings.estimator, self.rollout.max_turns) | _mean(updates)
+        metrics |= {"groups/generated": float(len(self.groups)), "groups/trained": float(len(groups))}
         metrics |= logprob_gap([micro for mini_batch in mini_batches for micro in mini_batch])
         with self.timers("weight_sync"):
             self.rollouts.publish_next()
         return metrics | self.cache.on_step_end() | self.rollouts.collect() | self.timers.collect()
 
+    def roll_out(self, step: int) -> list[Group]:
+        """Lines 6 to 9, and which groups are trained on: a group without spread teaches nothing but the KL term."""
+        count, rounds = self.settings.prompts_per_step, 0
+        self.groups = self.rollouts.generate(self.draw_tasks(step))
+        if self.settings.tied_groups == "keep":
+            return self.groups
+        trained = self._with_spread(self.groups)
+        while self.settings.tied_groups == "refill" and len(trained) < count and rounds < self.settings.refill_rounds:
+            rounds += 1
+            found = self.rollouts.generate(self.draw_refill(step, rounds, count - len(trained)), more=True)
+            self.groups = self.groups + found
+            trained += self._with_spread(found)
+        return trained
+
     def draw_tasks(self, step: int) -> list[RolloutTask]:
         """Line 6: the questions of this step, each to be rolled out G times."""
         count = self.settings.prompts_per_step
-        chosen = self._sampler.take(step * count, count)
+        return self._tasks(step, 0, self._sampler.take(step * count, count))
+
+    def draw_refill(self, step: int, rounds: int, missing: int) -> list[RolloutTask]:
+        """Further questions for those whose rollouts were all alike; the draw depends on step and round alone."""
+        count = self.settings.prompts_per_step
+        start = (step * self.settings.refill_rounds + rounds - 1) * count
+        return self._tasks(step, rounds * count, self._refill_sampler.take(start, missing))
+
+    def _tasks(self, step: int, first_slot: int, chosen: Sequence[int]) -> list[RolloutTask]:
         return [RolloutTask(scene_id=self.scene_ids[index], group_size=self.settings.group_size,
                             seed=task_seed(self.seed, step, slot), policy_version=self.rollouts.policy_version,
                             step=step, slot=slot, temperature=self.rollout.temperature)
-                for slot, index in enumerate(chosen)]
+                for slot, index in enumerate(chosen, start=first_slot)]
+
+    def _with_spread(self, groups: list[Group]) -> list[Group]:
+        return [group for group in groups if has_spread(group, self.settings.estimator, self.rollout.max_turns)]
 
     def assemble(self, step: int, groups: list[Group]) -> list[MiniBatch]:
         """Line 10: advantages of every token, and the episodes in mini-batches of whole groups and micro-batches of

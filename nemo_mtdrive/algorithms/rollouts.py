@@ -15,7 +15,7 @@ from nemo_mtdrive.callbacks.ipss import IPSS
 from nemo_mtdrive.callbacks.weight_sync import WeightSync
 from nemo_mtdrive.rollout.pool import WorkerPool
 from nemo_mtdrive.telemetry.progress import Bar
-from nemo_mtdrive.transfer.collect import Collected
+from nemo_mtdrive.transfer.collect import CollectMetrics
 from nemo_mtdrive.transfer.link import Received
 from nemo_mtdrive.types import Episode, Group, RolloutTask
 
@@ -47,7 +47,8 @@ class RolloutClient:
         self._deadlines = deadlines
         self._agree = agree
         self._decode_each_time = decode_each_time
-        self._collected: Collected | None = None
+        self._received: dict[str, Received] = {}
+        self._transfer: CollectMetrics | None = None
         self._worker_metrics: dict[str, float] = {}
 
     @property
@@ -83,8 +84,10 @@ class RolloutClient:
         if self._pool is not None:
             self._pool.load_weights(self._weights.version, {"version": self._weights.version}, self._deadlines.start_s)
 
-    def generate(self, tasks: Sequence[RolloutTask], bar: Bar | None = None) -> list[Group]:
+    def generate(self, tasks: Sequence[RolloutTask], bar: Bar | None = None, *, more: bool = False) -> list[Group]:
         """Roll the tasks out and wait for every episode; groups in the order of the tasks. Collective.
+
+        With `more` the images of earlier calls stay available: a step asks again for what it lacks.
 
         Raises:
             WorkerLost: a worker ended or fell silent.
@@ -96,11 +99,14 @@ class RolloutClient:
             if bar is not None:
                 bar.advance(1)
 
-        self._collected = self._ipss.collect(tasks, deadline_s=self._deadlines.rollout_s, on_arrival=arrived,
-                                             on_wait=self._look_after_workers)
+        kept = self._received if more else {}
+        collected = self._ipss.collect(tasks, deadline_s=self._deadlines.rollout_s, on_arrival=arrived,
+                                       on_wait=self._look_after_workers)
         self._finish_batch(batch)
-        self._agree(self._collected.digest)
-        return self._collected.groups
+        self._agree(collected.digest)
+        self._received = kept | dict(collected.received)
+        self._transfer = collected.metrics
+        return collected.groups
 
     def _look_after_workers(self) -> None:
         if self._pool is not None:
@@ -118,18 +124,17 @@ class RolloutClient:
                     self._worker_metrics[name] = self._worker_metrics.get(name, 0.0) + value
 
     def images(self, episodes: Sequence[Episode]) -> Callable[[str], Payload]:
-        """How to get at the images of episodes of the last `generate`, by key."""
-        assert self._collected is not None, "generate comes first"
+        """How to get at the images of episodes of this step, by key."""
         found: dict[str, Payload] = {}
         for episode in episodes:
-            received = self._collected.received[episode.episode_id]
+            received = self._received[episode.episode_id]
             found |= received.decode_again()[1] if self._decode_each_time else received.images
         return found.__getitem__
 
     def collect(self) -> dict[str, float]:
         """Transfer metrics since the last call."""
-        found = {f"transfer/{name}": float(value) for name, value in asdict(self._collected.metrics).items()} \
-            if self._collected is not None else {}
+        found = {f"transfer/{name}": float(value) for name, value in asdict(self._transfer).items()} \
+            if self._transfer is not None else {}
         found |= {f"worker/{name}": float(value) for name, value in self._worker_metrics.items()}
         self._worker_metrics = {}
         return found | {"transfer/weight_bytes": float(self._weights.bytes_published)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,10 @@ class ScriptedRollouts:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.published = 0
+        self.calls: list[tuple[list[RolloutTask], bool]] = []
 
-    def generate(self, tasks: list[RolloutTask]) -> list[Group]:
+    def generate(self, tasks: list[RolloutTask], *, more: bool = False) -> list[Group]:
+        self.calls.append((tasks, more))
         return [Group(t.scene_id, tuple(episode(self.tokenizer, t, i, r, (t.scene_id, i) != INVALID)
                                         for i, r in enumerate(REWARDS[t.scene_id]))) for t in tasks]
 
@@ -206,6 +209,52 @@ def test_the_tensor_cache_changes_nothing(tokenizer: Tokenizer) -> None:
         hits, misses = with_cache.step(step), without.step(step)
         assert hits["iptc/hits"] > 0 and misses["iptc/hits"] == 0
     assert torch.equal(with_cache.policy.table, without.policy.table)
+
+
+def tie(group: Group) -> Group:
+    return replace(group, episodes=tuple(replace(e, turns=tuple(replace(t, reward=0.5) for t in e.turns))
+                                         for e in group.episodes))
+
+
+class HalfTied(ScriptedRollouts):
+    """Scene b gives no spread; whatever is asked for more is as scripted."""
+
+    def generate(self, tasks: list[RolloutTask], *, more: bool = False) -> list[Group]:
+        return [tie(group) if group.scene_id == "b" and not more else group
+                for group in super().generate(tasks, more=more)]
+
+
+def test_tied_groups_are_kept_dropped_or_refilled(tokenizer: Tokenizer) -> None:
+    """A dropped group leaves the mean over questions, its KL term included; a refill draws as many as were lost."""
+    runs = {}
+    for choice in ("keep", "drop", "refill"):
+        run = trainer(tokenizer, f"mtgrpo.tied_groups={choice}")
+        run.rollouts = HalfTied(tokenizer)
+        metrics = run.step(0)
+        runs[choice] = run
+        assert metrics["groups/generated"] == (4 if choice == "refill" else 3)
+        assert metrics["groups/trained"] == (2 if choice == "drop" else 3)
+        with_spread = [group for group in run.groups[:3] if group.scene_id != "b"]
+        trained = {"keep": run.groups, "drop": with_spread, "refill": with_spread + run.groups[3:]}[choice]
+        expected = expected_gradient(BigramPolicy(0), trained, "cross_turn", questions=len(trained))
+        torch.testing.assert_close(run.policy.gradients[0], expected, atol=1e-7, rtol=0)
+    (first, _), (second, more) = runs["refill"].rollouts.calls
+    assert more and len(second) == 1
+    assert second[0].episode_id(0) not in {task.episode_id(0) for task in first}
+    assert second[0].seed not in {task.seed for task in first}
+
+
+def test_a_refill_ends_after_its_rounds(tokenizer: Tokenizer) -> None:
+    class AllTied(ScriptedRollouts):
+        def generate(self, tasks: list[RolloutTask], *, more: bool = False) -> list[Group]:
+            return [tie(group) for group in super().generate(tasks, more=more)]
+
+    run = trainer(tokenizer, "mtgrpo.tied_groups=refill", "mtgrpo.refill_rounds=2")
+    run.rollouts = AllTied(tokenizer)
+    before = run.policy.table.detach().clone()
+    metrics = run.step(0)
+    assert len(run.rollouts.calls) == 3 and metrics["groups/trained"] == 0
+    assert torch.equal(run.policy.table, before)
 
 
 def test_tasks_depend_on_the_step_alone(tokenizer: Tokenizer) -> None:
