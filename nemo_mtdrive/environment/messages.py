@@ -21,8 +21,8 @@ from nemo_mtdrive.types import TRAJECTORY_POINTS, Observation, StepResult
 MAX_ID_CHARACTERS = 512
 MAX_ITEMS = 65536
 """Most items of a request, and most entries of any list."""
-MAX_VALUES = 2**21
-"""Most values of a request, nested ones too: 65,536 trajectories as lists of numbers would be above it, as bytes not."""
+MAX_VALUES = 2**19
+"""Most values of a request, nested ones too: about 50,000 trajectories as bytes, 14,000 as lists of numbers."""
 _DTYPES = ("uint8", "float64")  # images and trajectories
 _MAX_SIDES = 4
 

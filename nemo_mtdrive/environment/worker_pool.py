@@ -163,8 +163,8 @@ class ScoringPool:
 
     @property
     def process_ids(self) -> list[int]:
-        """Of the workers that run now."""
-        return [worker.process.pid for worker in self._workers if worker.process is not None]
+        """Of the workers that are warm now."""
+        return [worker.process.pid for worker in self._workers if worker.ready and worker.process is not None]
 
     async def start(self) -> None:
         """Start all workers and wait until each is warm; however that ends, `close` is due.
