@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_mtdrive import __version__
+from nemo_mtdrive.cli_scenes import add_scenes
+from nemo_mtdrive.commands import command as _command
+from nemo_mtdrive.commands import positive as _positive
 from nemo_mtdrive.config import CONF_DIR, Config, ConfigError, load_config
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
@@ -55,17 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nemo-mtdrive", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_score, _add_scenes, _add_curate, _add_train_reviewer, _add_rl, _add_report, _add_processes):
+    for add in (_add_score, add_scenes, _add_curate, _add_train_reviewer, _add_rl, _add_report, _add_processes):
         add(commands)
-    return parser
-
-
-def _command(commands: argparse._SubParsersAction, name: str, summary: str, run: Callable, example: str,
-             ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=summary, description=summary, epilog=f"example: {example}", allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(run=run)
     return parser
 
 
@@ -94,57 +88,6 @@ def _score(options: argparse.Namespace) -> None:
 
     for line in score(options.scenes, options.perception, options.trajectory):
         print(json.dumps(line), flush=True)
-
-
-def _add_scenes(commands: argparse._SubParsersAction) -> None:
-    group = commands.add_parser("scenes", help="generate, import and show scenes", allow_abbrev=False)
-    kinds = group.add_subparsers(metavar="ACTION", required=True)
-    generate = _command(kinds, "generate", "write generated scenes and their front images", _generate,
-                        "nemo-mtdrive scenes generate --count 20 --seed 7 --out scenes")
-    generate.add_argument("--count", type=_positive, required=True)
-    generate.add_argument("--seed", type=int, default=7)
-    generate.add_argument("--out", type=Path, required=True, metavar="DIR")
-    imports = _command(kinds, "import", "turn real logs into scene files", _import,
-                       "nemo-mtdrive scenes import av2 LOGS --out scenes")
-    imports.add_argument("source", choices=("av2",))
-    imports.add_argument("path", type=Path, metavar="DIR")
-    imports.add_argument("--out", type=Path, required=True, metavar="DIR")
-    for parser in (generate, imports):
-        parser.add_argument("--width", type=_positive, default=1932, help="of the image [px] (default: %(default)s)")
-        parser.add_argument("--height", type=_positive, default=1092, help="of the image [px] (default: %(default)s)")
-    show = _command(kinds, "show", "draw a scene: front image beside a bird's-eye view", _show,
-                    "nemo-mtdrive scenes show scenes/p0000007.json")
-    show.add_argument("scene", type=Path, metavar="SCENE")
-    show.add_argument("--out", type=Path, metavar="PNG", help="default: beside the scene")
-
-
-def _generate(options: argparse.Namespace) -> None:
-    from nemo_mtdrive.driving.command import generate_scenes
-    from nemo_mtdrive.process import available_cpus
-    from nemo_mtdrive.telemetry.progress import open_progress
-
-    with open_progress(sys.stderr, plain_every_s=10.0) as progress, \
-            progress.phase("scenes", total=options.count, unit="scenes") as bar:
-        generate_scenes(options.count, options.seed, options.out, options.width, options.height, {}, available_cpus(),
-                        bar.advance)
-    print(options.out)
-
-
-def _import(options: argparse.Namespace) -> None:
-    from nemo_mtdrive.driving.command import import_av2
-    from nemo_mtdrive.telemetry.progress import open_progress
-
-    with open_progress(sys.stderr, plain_every_s=10.0) as progress:
-        import_av2(options.path, options.out, options.width, options.height, progress)
-    print(options.out)
-
-
-def _show(options: argparse.Namespace) -> None:
-    from nemo_mtdrive.driving.command import show_scene
-
-    out = options.out or options.scene.with_suffix(".show.png")
-    show_scene(options.scene, out)
-    print(out)
 
 
 def _add_curate(commands: argparse._SubParsersAction) -> None:
@@ -260,13 +203,6 @@ def _train_rank(options: argparse.Namespace) -> int:
     from nemo_mtdrive.ranks import run_training_rank
 
     return run_training_rank(options.run_dir)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, set it to 1 or more")
-    return value
 
 
 if __name__ == "__main__":

@@ -1,54 +1,35 @@
-"""Scene files on disk: generate them, import Argoverse 2 logs, and show one."""
+"""What `nemo-mtdrive scenes` does: generate, import, validate and show."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import AbstractContextManager
-from multiprocessing import get_context
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from nemo_mtdrive.driving.bird_eye import draw
 from nemo_mtdrive.driving.camera import front_camera, project, render
-from nemo_mtdrive.driving.generator import MIXTURE, generate
-from nemo_mtdrive.driving.scene import Scene, SceneError, load_scene, save_scene
-from nemo_mtdrive.driving.sources.av2 import cut, find_logs, read_log
-from nemo_mtdrive.driving.sources.files import MANIFEST, read_picture, write_picture
-from nemo_mtdrive.driving.sources.procedural import scene_id, with_camera
+from nemo_mtdrive.driving.generator import MIXTURE
+from nemo_mtdrive.driving.scene import Scene, SceneError, load_scene
+from nemo_mtdrive.driving.sources import Address, open_scenes
+from nemo_mtdrive.driving.sources.files import problem_of, scene_files
+from nemo_mtdrive.driving.sources.pictures import read_picture, write_picture
+from nemo_mtdrive.driving.sources.shards import SceneShards
+from nemo_mtdrive.driving.sources.skipped import read_skipped
+from nemo_mtdrive.driving.writing import Layout, is_set_of_shards, write_scenes
 
-CHUNK = 16
-"""Scenes a task of the process pool."""
 SHOWN_HEIGHT_PX, SHOWN_METRES = 560, 90.0
 TRACE_COLOUR = (40, 190, 90)
 
 
-class Bar(Protocol):
-    """A display of how far the work is."""
-
-    def advance(self, count: int = 1, /) -> None:
-        """`count` more scenes are done."""
-        ...
-
-
-class Progress(Protocol):
-    """What `import_av2` shows its progress with."""
-
-    def phase(self, name: str, total: int, unit: str) -> AbstractContextManager[Bar]:
-        """Show a phase until the block ends."""
-        ...
-
-
 def generate_scenes(count: int, seed: int, out: Path, width: int, height: int, kinds: Mapping[str, float], workers: int,
-                    advance: Callable[[int], None]) -> None:
-    """Write the scenes of the seeds `seed` .. `seed + count - 1` with their pictures into `out`.
-
-    Every file appears whole; a scene that is there already is kept, so an interrupted call may simply be repeated. The
-    folder remembers kinds and size, for a repeat with others would mix two sets.
+                    advance: Callable[[int], None], *, layout: str = "json", images: bool = True, shard_size: int = 100,
+                    ) -> dict[str, str]:
+    """Write the scenes of the seeds `seed` .. `seed + count - 1` into `out`; see `write_scenes`.
 
     Args:
         count, seed: how many and which.
@@ -57,101 +38,118 @@ def generate_scenes(count: int, seed: int, out: Path, width: int, height: int, k
         kinds: the generator's mixture; empty for its own.
         workers: processes; 1 works in this one.
         advance: called with the number of scenes just done or found.
+        layout: json (a file a scene) or shards.
+        images: whether pictures are drawn; without them scenes can be scored, not driven.
+        shard_size: scenes a shard.
+
+    Returns:
+        Scenes that were left out -> why.
 
     Raises:
         SceneError: a bad number, or the folder holds scenes of other kinds or another size.
     """
-    if count < 1 or seed < 0 or workers < 1 or width < 1 or height < 1:
-        raise SceneError(f"generate: got count={count} seed={seed} workers={workers} size={width}x{height}; set all to "
-                         "1 or more (seed: 0 or more)")
-    mixture = dict(kinds) or dict(MIXTURE)
-    out.mkdir(parents=True, exist_ok=True)
-    _claim(out, {"kinds": mixture, "width": width, "height": height})
-    missing = [number for number in range(seed, seed + count) if not (out / f"{scene_id(number)}.json").is_file()]
-    if count > len(missing):
-        advance(count - len(missing))
-    chunks = [missing[k : k + CHUNK] for k in range(0, len(missing), CHUNK)]
-    if workers == 1:
-        for chunk in chunks:
-            advance(_write_chunk(chunk, out, width, height, mixture))
-        return
-    with ProcessPoolExecutor(min(workers, max(1, len(chunks))), mp_context=get_context("spawn")) as pool:
-        tasks = [pool.submit(_write_chunk, chunk, out, width, height, mixture) for chunk in chunks]
+    if count < 1 or seed < 0:
+        raise SceneError(f"generate: got count={count} seed={seed}; set count to 1 or more and seed to 0 or more")
+    mixture = ",".join(f"{name}:{weight:g}" for name, weight in (kinds or MIXTURE).items())
+    address = Address("procedural", "", {"count": str(count), "seed": str(seed), "kinds": mixture})
+    return write_scenes(address, out, Layout(layout, images, shard_size, width, height), workers, advance)
+
+
+class Checked(NamedTuple):
+    """What `validate_scenes` found."""
+
+    scenes: int
+    problems: dict[str, str]
+
+
+def validate_scenes(paths: Sequence[Path]) -> Checked:
+    """Hold scene files, folders of them and sets of shards against every rule, reading each scene and picture.
+
+    Args:
+        paths: files or folders.
+
+    Returns:
+        How many scenes there are, and file or scene -> what is wrong with it.
+
+    Raises:
+        SceneError: a path is neither a file nor a folder with scenes.
+    """
+    count, problems = 0, {}
+    for path in paths:
+        for name, problem in _checks(path):
+            count += 1
+            if problem:
+                problems[name] = problem
+    return Checked(count, problems)
+
+
+def _checks(path: Path) -> Iterator[tuple[str, str]]:
+    if path.is_dir() and is_set_of_shards(path):
+        source = SceneShards(path, 0, 0, 0)
+        yield from source.skipped.items()
+        yield from ((name, _complaint(source.recheck, name)) for name in source.ids())
+    elif path.is_dir():
+        for name in scene_files(path):
+            yield str(path / name), problem_of(path / name, pictures=True)
+        yield from read_skipped(path).items()
+    elif path.is_file():
+        yield str(path), problem_of(path, pictures=True)
+    else:
+        raise SceneError(f"{path}: no such scene file or folder")
+
+
+def _complaint(check: Callable[[str], None], name: str) -> str:
+    try:
+        check(name)
+    except SceneError as error:
+        return str(error)
+    return ""
+
+
+def show_scene(place: str, scene_id: str | None, out_png: Path) -> None:
+    """Draw a scene as PNG: its front picture (drawn anew if there is none) beside the view from above.
+
+    Args:
+        place: a scene file, or with `scene_id` a folder or the address of a source.
+        scene_id: which of its scenes.
+        out_png: the picture.
+
+    Raises:
+        SceneError: the file is not a scene, or the source has no scene of this id.
+    """
+    if scene_id is None:
+        file = Path(place)
+        if file.is_dir() or "://" in place:
+            raise SceneError(f"{place}: holds many scenes; set --id to one of them")
+        scene, stored = load_scene(file), None
+        if scene.camera is not None and (file.parent / scene.camera.file).is_file():
+            stored = read_picture(file.parent / scene.camera.file)
+    else:
+        source = open_scenes(place if "://" in place else Address("files", place))
         try:
-            for task in as_completed(tasks):
-                advance(task.result())
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            scene = source.load(scene_id)
+        except KeyError as error:
+            raise SceneError(f"{place}: no scene {scene_id!r}; its first is {source.ids()[0]!r}") from error
+        stored = None if scene.camera is None else source.image(scene_id)
+    write_picture(out_png, _shown(scene, stored))
 
 
-def _claim(out: Path, asked: Mapping[str, object]) -> None:
-    """Write what the folder is for, or check that it is for the same."""
-    manifest = out / MANIFEST
-    text = json.dumps(asked, sort_keys=True)
-    if not manifest.is_file():
-        temporary = manifest.with_name(f".{MANIFEST}.tmp")
-        temporary.write_text(text)
-        temporary.replace(manifest)
-    elif manifest.read_text() != text:
-        raise SceneError(f"{out}: holds scenes made with {manifest.read_text()}, asked for {text}; set another folder")
-
-
-def _write_chunk(seeds: list[int], out: Path, width: int, height: int, kinds: Mapping[str, float]) -> int:
-    cv2.setNumThreads(1)
-    for seed in seeds:
-        write_scene(generate(seed, kinds), out, width, height)
-    return len(seeds)
-
-
-def write_scene(scene: Scene, out: Path, width: int, height: int) -> None:
-    """Write a scene's picture, then its file: where the file is, the picture is too."""
-    scene = with_camera(scene, width, height)
-    write_picture(out / f"{scene.scene_id}.png", render(scene, width, height))
-    save_scene(scene, out / f"{scene.scene_id}.json")
-
-
-def import_av2(path: Path, out: Path, width: int, height: int, progress: Progress) -> int:
-    """Write every window of the AV2 logs at `path` with a drawn picture into `out`; returns how many.
-
-    Raises:
-        SceneError: no logs there, or a log that is not whole.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    folders = find_logs(str(path))
-    done = 0
-    with progress.phase("AV2 logs", total=len(folders), unit="logs") as bar:
-        for folder in folders:
-            log = read_log(folder)
-            for frame in log.windows():
-                write_scene(cut(log, frame), out, width, height)
-                done += 1
-            bar.advance(1)
-    return done
-
-
-def show_scene(path: Path, out_png: Path) -> None:
-    """Draw a scene file as PNG: its front picture (drawn anew if there is none) beside the view from above.
-
-    Raises:
-        SceneError: the file is not a scene.
-    """
-    scene = load_scene(path)
+def _shown(scene: Scene, stored: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
     width = 2 * SHOWN_HEIGHT_PX
-    camera = front_camera(width, SHOWN_HEIGHT_PX, "")
-    front = render(scene, width, SHOWN_HEIGHT_PX)
-    if scene.camera is not None and (path.parent / scene.camera.file).is_file():
-        stored = read_picture(path.parent / scene.camera.file)
-        if abs(stored.shape[1] / stored.shape[0] - 2.0) > 0.02:
-            width = round(SHOWN_HEIGHT_PX * stored.shape[1] / stored.shape[0])
-            camera = front_camera(width, SHOWN_HEIGHT_PX, "")
+    if stored is not None and abs(stored.shape[1] / stored.shape[0] - 2.0) > 0.02:
+        width = round(SHOWN_HEIGHT_PX * stored.shape[1] / stored.shape[0])
+    if stored is None:
+        front, camera = render(scene, width, SHOWN_HEIGHT_PX), front_camera(width, SHOWN_HEIGHT_PX, "")
+    else:
         way = cv2.INTER_AREA if stored.shape[0] > SHOWN_HEIGHT_PX else cv2.INTER_CUBIC
         front = np.asarray(cv2.resize(stored, (width, SHOWN_HEIGHT_PX), interpolation=way), dtype=np.uint8)
+        assert scene.camera is not None  # there is a picture
+        scale = np.diag([width / scene.camera.width, SHOWN_HEIGHT_PX / scene.camera.height, 1.0])
+        camera = replace(scene.camera, intrinsics=scale @ scene.camera.intrinsics)
     if scene.future is not None:
         pixels, depth = project(scene.future[:, :2], camera)
         ahead = np.round(pixels[depth > 1.0] * 16).astype(np.int32)
         cv2.polylines(front, [ahead], False, TRACE_COLOUR, 2, cv2.LINE_AA, 4)
-    above = draw(scene, None, SHOWN_HEIGHT_PX, SHOWN_METRES)
     title = f"{scene.scene_id}  {scene.kind}  {scene.command or 'no command'}  {scene.ego.velocity[0]:.1f} m/s"
     cv2.putText(front, title, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (20, 24, 30), 1, cv2.LINE_AA)
-    write_picture(out_png, np.hstack([front, above]))
+    return np.hstack([front, draw(scene, None, SHOWN_HEIGHT_PX, SHOWN_METRES)])

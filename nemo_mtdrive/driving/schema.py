@@ -157,7 +157,8 @@ def _finite(path: str, value: Any, columns: int) -> None:
         raise SceneError(f"{path}: got a whole number of hundreds of digits, want finite numbers") from error
     if not np.isfinite(array).all():
         at = np.argwhere(~np.isfinite(array))[0]
-        raise SceneError(f"{path}{''.join(f'[{k}]' for k in at)}: got {_shown(float(array[tuple(at)]))}, want a finite number")
+        where = path + "".join(f"[{k}]" for k in at)
+        raise SceneError(f"{where}: got {_shown(float(array[tuple(at)]))}, want a finite number")
 
 
 def _areas(scene_map: Mapping[str, Any]) -> None:

@@ -65,7 +65,7 @@ WHOLE = json.loads(json.dumps(scene_to_json(whole_scene())))
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key and every first and last item with its path, but not what is kept as it came."""
+    """Every key, first and last items of lists and first rows of numbers with their paths; not what is kept as it came."""
     if isinstance(value, dict):
         for key, part in value.items():
             at = f"{path}.{key}" if path else key
@@ -73,13 +73,15 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             if at not in ("notes", "cases[0].expected"):
                 yield from walk(part, at)
     elif isinstance(value, list):
-        for k in sorted({0, len(value) - 1} & set(range(len(value)))):
+        numbers = value and (isinstance(value[0], list) or path.count("[") > 1)
+        for k in sorted({0, 0 if numbers else len(value) - 1} & set(range(len(value)))):
             yield f"{path}[{k}]", value[k]
             yield from walk(value[k], f"{path}[{k}]")
 
 
 FIELDS = dict(walk(WHOLE))
-NUMBERS = [path for path, value in FIELDS.items() if type(value) in (int, float) and path not in ("camera.width", "camera.height")]
+NUMBERS = [path for path, value in FIELDS.items() if type(value) in (int, float)
+           and path not in ("camera.width", "camera.height")]
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def refusal(data: Any) -> str:
 
 
 def test_the_whole_scene_is_accepted_and_comes_back() -> None:
-    assert len(FIELDS) > 150
+    assert len(FIELDS) > 120
     again = scene_from_json(WHOLE)
     assert json.loads(json.dumps(scene_to_json(again))) == WHOLE
     assert again.extra == {"notes": {"x": 1}} and again.drivable
@@ -136,8 +138,6 @@ def test_a_number_that_is_none(path: str) -> None:
     assert path in refusal(changed(path, True))
     if path != "map.lanes[0].speed_limit_mps":  # null: no limit is known
         assert path in refusal(changed(path, None))
-    assert path in refusal(changed(path, True))
-    assert path in refusal(changed(path, None)) or path == "map.lanes[0].speed_limit_mps"
 
 
 @pytest.mark.parametrize("path", [path for path, value in FIELDS.items() if isinstance(value, list) and value
@@ -230,7 +230,8 @@ def test_the_shipped_schema_alone_accepts_the_whole_scene_and_refuses_its_breaks
     """What `validate` skips for speed, the schema still says to those who use it with another library."""
     schema = fastjsonschema.compile(json.loads(SCHEMA_FILE.read_text()))
     schema(copy.deepcopy(WHOLE))
-    for data in (changed("tracks[0].states[3]", [1.5, 0.0]), changed("map.lanes[0].polygon[1][0]", "x"), changed("ego", ...)):
+    for data in (changed("tracks[0].states[3]", [1.5, 0.0]), changed("map.lanes[0].polygon[1][0]", "x"),
+                 changed("ego", ...)):
         with pytest.raises(fastjsonschema.JsonSchemaValueException):
             schema(data)
 

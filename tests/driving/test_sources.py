@@ -12,7 +12,8 @@ from nemo_mtdrive.driving.command import generate_scenes, show_scene
 from nemo_mtdrive.driving.generator import MIXTURE, generate
 from nemo_mtdrive.driving.scene import SceneError, scene_to_json
 from nemo_mtdrive.driving.sources import open_scenes
-from nemo_mtdrive.driving.sources.files import read_picture
+from nemo_mtdrive.driving.sources.files import INDEX
+from nemo_mtdrive.driving.sources.pictures import read_picture
 
 
 def write(out: Path, count: int, seed: int = 5, workers: int = 1, **changes: int) -> list[int]:
@@ -23,7 +24,7 @@ def write(out: Path, count: int, seed: int = 5, workers: int = 1, **changes: int
 
 
 def test_procedural() -> None:
-    source = open_scenes("procedural", "", 3, 11, 224, 112)
+    source = open_scenes("procedural://?count=3&seed=11", 224, 112)
     assert list(source.ids()) == ["p0000011", "p0000012", "p0000013"]
     scene = source.load("p0000012")
     assert scene is source.load("p0000012") and scene.drivable
@@ -37,13 +38,13 @@ def test_procedural() -> None:
 
 def test_files_hold_what_was_generated(tmp_path: Path) -> None:
     assert sum(write(tmp_path, 3)) == 3
-    files, generated = open_scenes("files", str(tmp_path), 0, 0, 0, 0), open_scenes("procedural", "", 3, 5, 224, 112)
+    files, generated = open_scenes(f"files://{tmp_path}"), open_scenes("procedural://?count=3&seed=5", 224, 112)
     assert list(files.ids()) == list(generated.ids())
     for name in files.ids():
         assert scene_to_json(files.load(name)) == scene_to_json(generated.load(name))
         np.testing.assert_array_equal(files.image(name), generated.image(name))
         assert files.load(name).drivable
-    assert len(open_scenes("files", str(tmp_path), 2, 0, 224, 112).ids()) == 2
+    assert len(open_scenes(f"files://{tmp_path}?count=2", 224, 112).ids()) == 2
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
 
 
@@ -61,41 +62,43 @@ def test_generating_again_keeps_whole_files(tmp_path: Path) -> None:
 def test_worker_processes_write_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "one", 2)
     write(tmp_path / "two", 2, workers=2)
-    for file in sorted((tmp_path / "one").iterdir()):
+    names = sorted(file.name for file in (tmp_path / "one").iterdir())
+    assert len(names) == 6 and names == sorted(file.name for file in (tmp_path / "two").iterdir())
+    for file in (file for file in sorted((tmp_path / "one").iterdir()) if file.name != INDEX):  # it holds times
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
 
 def test_errors_say_what_to_set(tmp_path: Path) -> None:
     for source, path, word in (("files", tmp_path / "none", "no such folder"), ("files", tmp_path, "no scene files"),
                                ("av2", tmp_path / "none", "no such folder"), ("av2", tmp_path, "no AV2 log"),
-                               ("movies", tmp_path, "procedural, files, av2")):
+                               ("movies", tmp_path, "procedural://, files://, av2://")):
         with pytest.raises(SceneError, match=word) as caught:
-            open_scenes(source, str(path), 0, 0, 224, 112)
+            open_scenes(f"{source}://{path}", 224, 112)
         assert "\n" not in str(caught.value)
     with pytest.raises(SceneError, match="count=0"):
-        open_scenes("procedural", "", 0, 0, 224, 112)
+        open_scenes("procedural://", 224, 112)
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:
     write(tmp_path, 1)
-    source = open_scenes("files", str(tmp_path), 0, 0, 448, 224)
+    source = open_scenes(f"files://{tmp_path}", 448, 224)
     with pytest.raises(SceneError, match="224 x 112, wanted 448 x 224"):
         source.image("p0000005")
     (tmp_path / "p0000005.png").write_bytes(b"no picture")
     with pytest.raises(SceneError, match=r"p0000005.png: not a picture"):
-        open_scenes("files", str(tmp_path), 0, 0, 0, 0).image("p0000005")
+        open_scenes(f"files://{tmp_path}").image("p0000005")
     (tmp_path / "p0000005.json").write_text("{")
     with pytest.raises(SceneError, match=r"p0000005.json"):
-        open_scenes("files", str(tmp_path), 0, 0, 0, 0).load("p0000005")
+        open_scenes(f"files://{tmp_path}").load("p0000005")
 
 
 def test_show(tmp_path: Path) -> None:
     write(tmp_path, 1)
-    show_scene(tmp_path / "p0000005.json", tmp_path / "shown.png")
+    show_scene(str(tmp_path / "p0000005.json"), None, tmp_path / "shown.png")
     picture = read_picture(tmp_path / "shown.png")
     assert picture.shape == (560, 1680, 3)
     data = json.loads((tmp_path / "p0000005.json").read_text())
     data["camera"] = None
     (tmp_path / "bare.json").write_text(json.dumps(data))
-    show_scene(tmp_path / "bare.json", tmp_path / "bare.png")
+    show_scene(str(tmp_path / "bare.json"), None, tmp_path / "bare.png")
     assert read_picture(tmp_path / "bare.png").shape == (560, 1680, 3)

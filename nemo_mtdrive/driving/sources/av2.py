@@ -8,7 +8,8 @@ route; it is therefore a hint at the future and should not be called navigation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ MOVING_MPS = 0.5
 STANDING_MPS = 0.25
 """Annotated boxes tremble: below this speed they stand."""
 
+_log = logging.getLogger(__name__)
 _PLACE, _TURN, _SIZE = ["tx_m", "ty_m", "tz_m"], ["qw", "qx", "qy", "qz"], ["length_m", "width_m", "height_m"]
 _TYPES = {
     "vehicle": "REGULAR_VEHICLE LARGE_VEHICLE BUS BOX_TRUCK TRUCK TRUCK_CAB VEHICULAR_TRAILER SCHOOL_BUS"
@@ -99,6 +101,24 @@ def read_log(folder: Path) -> Log:
     tracks = _tracks_of(boxes, stamps, rotation, position, times)
     scene_map = read_map(folder / "map")
     return Log(folder.name, times, ego, tracks, scene_map, lanes_under(scene_map, ego[::STRIDE, :3]))
+
+
+def read_logs(folders: Sequence[Path]) -> tuple[list[Log], dict[str, str]]:
+    """The logs that can be read, and the others' names -> why not, which are reported.
+
+    Raises:
+        SceneError: none can be read.
+    """
+    logs, skipped = [], {}
+    for folder in folders:
+        try:
+            logs.append(read_log(folder))
+        except SceneError as error:
+            skipped[folder.name] = str(error)
+            _log.warning("log skipped: %s", error)
+    if not logs:
+        raise SceneError(next(iter(skipped.values())))
+    return logs, skipped
 
 
 def _rotations(frame: pd.DataFrame) -> Array:
@@ -202,12 +222,17 @@ class AV2Scenes:
     def __init__(self, path: str, count: int, width: int, height: int) -> None:
         if width < 1 or height < 1:
             raise SceneError(f"av2 scenes: got pictures of {width} x {height}; set both sides to 1 or more")
-        logs = [read_log(folder) for folder in find_logs(path)]
+        logs, self._skipped = read_logs(find_logs(path))
         windows = [(log, frame) for log in logs for frame in log.windows()]
         self._windows = {scene_id(log.name, frame): (log, frame) for log, frame in windows[: count or None]}
         self._size = (width, height)
         self._scenes = LRU(256, self._cut)
         self._images = LRU(images_kept(width, height), lambda name: render(self.load(name), width, height))
+
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Logs that cannot be read -> why."""
+        return self._skipped
 
     def ids(self) -> Sequence[str]:
         """The ids, log by log, by rising time."""

@@ -29,6 +29,11 @@ class ProceduralScenes:
         self._scenes = LRU(SCENES_KEPT, self._generate)
         self._images = LRU(images_kept(width, height), lambda name: render(self.load(name), width, height))
 
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Nothing: what the generator makes is whole."""
+        return {}
+
     def ids(self) -> Sequence[str]:
         """The ids, by rising seed."""
         return list(self._seeds)
