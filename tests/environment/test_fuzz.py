@@ -77,8 +77,8 @@ def wrong_numbers(rng, path):
     array = {"dtype": "float64", "shape": [2, 8, 3], "bytes": PLANS.tobytes()}
     value = rng.choice([
         messages.unpack(messages.pack({"t": plan}))["t"], plan.tolist(),
-        array | {"shape": rng.choice([[2, 24], [48], [8, 2, 3], [2, 8, 3, 1], [2**31, 2**31], [0, 2**62], [-1, 8, 3], [2.0, 8, 3],
-                                      [True, 8, 3], [2] * 60000, [], ["2", 8, 3], [2**64 - 1] * 3, [0, 8, 4]])},
+        array | {"shape": rng.choice([[2, 24], [48], [8, 2, 3], [2, 8, 3, 1], [2**31, 2**31], [0, 2**62], [-1, 8, 3], [],
+                                      [2.0, 8, 3], [True, 8, 3], [2] * 60000, ["2", 8, 3], [2**64 - 1] * 3, [0, 8, 4]])},
         array | {"dtype": rng.choice(["float32", "object", "O", "<f8", "uint8", "", "U1000000", "float64" * 9])},
         array | {"bytes": PLANS.tobytes()[:rng.randrange(384)]}, PLANS[:, :7].tolist(), [[1.0, [2.0]]], [["x"] * 3] * 8,
         [[[2**64 - 1, "nan", 0.0]] * 8], [PLANS[0].tolist(), PLANS[1, :3].tolist()], [[[None] * 3] * 8]])
@@ -185,14 +185,15 @@ def test_hostile_bytes_over_a_socket(server):
             f"{head}Content-Length: {len(body) // 2}\r\n\r\n".encode() + body,
             f"{head}Transfer-Encoding: chunked\r\n\r\nffffffffff\r\n".encode() + body,
             f"{head}X-Deadline-S: nan\r\nContent-Length: 0\r\n\r\n".encode(), f"{head}X: {'y' * 70000}\r\n\r\n".encode(),
-            b"DELETE /v1/score HTTP/1.1\r\nHost: x\r\n\r\n", b"POST /v1/../etc HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"])
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as peer:
-            with contextlib.suppress(ConnectionError):
-                peer.sendall(data)
-                peer.shutdown(socket.SHUT_WR)
-                said = peer.recv(4096)
-                assert said == b"" or said.startswith((b"HTTP/1.1 4", b"HTTP/1.1 307")), said
-                refused += said.startswith(b"HTTP/1.1 4")
+            b"DELETE /v1/score HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"POST /v1/../etc HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"])
+        with (socket.create_connection(("127.0.0.1", server.port), timeout=10) as peer,
+              contextlib.suppress(ConnectionError)):  # it may close before all is sent
+            peer.sendall(data)
+            peer.shutdown(socket.SHUT_WR)
+            said = peer.recv(4096)
+            assert said == b"" or said.startswith(b"HTTP/1.1 4"), said
+            refused += said.startswith(b"HTTP/1.1 4")
         if number % 100 == 99:
             assert httpx.get(f"{server.url}/health", trust_env=False).status_code == 200
     assert refused > 150

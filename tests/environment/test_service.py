@@ -169,8 +169,8 @@ def test_one_scene_that_breaks_fails_its_own_items():
         await start(served, "a", "b", "c")
 
         async def review(scene_id, trajectories, deadline):
-            return ["RuntimeError: hole" if t[0, 0] > 900 else r for t, r in
-                    zip(trajectories, FakeReviewer().review(scene(scene_id, None), np.minimum(trajectories, 9.0)), strict=True)]
+            reviews = FakeReviewer().review(scene(scene_id, None), np.minimum(trajectories, 9.0))
+            return ["RuntimeError: hole" if t[0, 0] > 900 else r for t, r in zip(trajectories, reviews, strict=True)]
 
         scoring.review = review
         items = [("a", 0, answer(2.0)), ("b", 0, answer(0.0, first_x=901)), ("c", 0, "unreadable")]
