@@ -176,18 +176,24 @@ def _report(options: argparse.Namespace) -> None:
 
 def _add_processes(commands: argparse._SubParsersAction) -> None:
     """The processes of a job; `rl` starts them on one machine, srun on a cluster."""
-    serve = _command(commands, "serve-env", "one environment server of a run", _serve_env,
-                     "nemo-mtdrive serve-env --run-dir runs/demo")
+    from nemo_mtdrive.environment.arguments import EXAMPLE, add_arguments
+
+    serve = _command(commands, "serve-env", "the environment server of a run, or of a folder of scenes", _serve_env, EXAMPLE)
+    add_arguments(serve)
     worker = _command(commands, "rollout-worker", "one rollout worker of a run", _rollout_worker,
                       "nemo-mtdrive rollout-worker --run-dir runs/demo --index 0")
     worker.add_argument("--index", type=int, default=0)
     rank = _command(commands, "train-rank", "one training rank of a run (RANK, WORLD_SIZE, ... in the environment)",
                     _train_rank, "nemo-mtdrive train-rank --run-dir runs/demo")
-    for parser in (serve, worker, rank):
+    for parser in (worker, rank):
         parser.add_argument("--run-dir", type=Path, required=True, metavar="RUN")
 
 
 def _serve_env(options: argparse.Namespace) -> int:
+    if options.scenes:
+        from nemo_mtdrive.environment.command import serve_scenes
+
+        return serve_scenes(options)
     from nemo_mtdrive.ranks import serve_environment
 
     return serve_environment(options.run_dir)
