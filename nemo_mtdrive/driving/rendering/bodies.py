@@ -1,146 +1,119 @@
-"""What stands on the ground: vehicles with lights, people, cyclists, cones and barriers, traffic lights, trees."""
+"""What stands on the ground, gathered, shadowed and painted from the far to the near."""
 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Callable
 from functools import partial
 
+import cv2
 import numpy as np
 
-from nemo_mtdrive.driving.rendering.canvas import Canvas, Colour
-from nemo_mtdrive.driving.rendering.roadside import paint_signal, paint_tree, signals, trees
-from nemo_mtdrive.driving.rendering.vehicles import Box, Pose, paint_vehicle
+from nemo_mtdrive.driving.rendering.buildings import paint_building
+from nemo_mtdrive.driving.rendering.canvas import Canvas
+from nemo_mtdrive.driving.rendering.land import Land
+from nemo_mtdrive.driving.rendering.order import Item, paint_order, spot
+from nemo_mtdrive.driving.rendering.people import paint_cyclist, paint_pedestrian
+from nemo_mtdrive.driving.rendering.plants import paint_street_lamp, paint_tree
+from nemo_mtdrive.driving.rendering.scenery import Scenery, scenery
+from nemo_mtdrive.driving.rendering.signals import masts, paint_mast
+from nemo_mtdrive.driving.rendering.solid import Pose
+from nemo_mtdrive.driving.rendering.things import paint_thing
+from nemo_mtdrive.driving.rendering.vehicles import lights_of, look_seed, paint_vehicle
+from nemo_mtdrive.driving.rendering.view import View
 from nemo_mtdrive.driving.scene import Array, Scene, Track, to_ego_frame
+from nemo_mtdrive.driving.trajectory import box_corners
 
-FAR_M = 120.0
-BRAKING_MPS2 = -0.4
-STOPPED_MPS = 0.3
-LANE_NEAR_M = 1.5
-
-SKIN: Colour = (226, 176, 148)
-TROUSERS: Colour = (40, 46, 70)
-CLOTHES: tuple[Colour, ...] = ((214, 40, 40), (246, 160, 20), (30, 120, 210), (150, 40, 150), (240, 220, 60),
-                               (20, 150, 110))
-TYRE: Colour = (26, 26, 28)
-SHADOW: Colour = (58, 60, 62)
-ORANGE: Colour = (240, 106, 20)
+FAR_M = 140.0
+SHADE = 0.72
+CONTACT = 0.45
+"""Share of the light left in a shadow, and right under a body."""
+POOL = (0.07, 0.14, 0.22, 0.3)
+"""How much light a street lamp throws on the road, from the rim of its pool inwards."""
 
 
-def paint_bodies(canvas: Canvas, scene: Scene) -> None:
-    """Everything upright, from far to near."""
-    jobs: list[tuple[float, int, Callable[[], None]]] = []
-
-    def add(distance: float, job: Callable[[], None]) -> None:
-        jobs.append((-distance, len(jobs), job))
-
+def gather(view: View, scene: Scene, land: Land) -> tuple[list[Item], Callable[[], None]]:
+    """Everything upright that may be seen, and a function that shades the ground under it."""
+    canvas = view.canvas
+    beside = scenery(view, scene, land)
+    items = [Item(building.corners, partial(paint_building, canvas, building)) for building in beside.buildings]
+    items += [Item(spot(tree.place), partial(paint_tree, canvas, tree.place, tree.height, tree.seed))
+              for tree in beside.trees]
+    items += [Item(spot(lamp.foot), partial(paint_street_lamp, canvas, lamp.foot, lamp.toward)) for lamp in beside.lamps]
+    for mast in masts(view, scene, land):
+        place = mast.foot if mast.arm is None else np.mean([head.middle for head in mast.heads], axis=0)
+        items.append(Item(spot(place), partial(paint_mast, canvas, mast)))
+    boxes: list[tuple[Array, float, bool]] = []
     for track in scene.tracks:
         rows = np.flatnonzero(np.abs(track.states[:, 0]) < 1e-6)
         if not len(rows):
             continue
         x, y, heading = to_ego_frame(track.states[rows[0], 1:4], scene.ego.rear_axle_pose).tolist()
-        distance = math.hypot(x - canvas.position[0], y - canvas.position[1])
-        if distance < FAR_M and canvas.sees(np.array([x, y]), float(track.size[0])):
-            add(distance, _painter(canvas, scene, track, (x, y, heading)))
-    for signal in signals(scene):
-        add(canvas.distance(signal.head), partial(paint_signal, canvas, signal))
-    for place, size in trees(scene):
-        if canvas.sees(place, 3.0):
-            add(canvas.distance(np.append(place, 1.5)), partial(paint_tree, canvas, place, size))
-    for _, _, job in sorted(jobs, key=lambda entry: entry[:2]):
-        job()
+        reach = 0.5 * float(np.hypot(track.size[0], track.size[1])) + 0.5
+        if math.dist((x, y), canvas.position[:2]) > FAR_M or not canvas.sees(np.array([x, y]), reach):
+            continue
+        length, width = max(float(track.size[0]), 0.2), max(float(track.size[1]), 0.2)
+        corners = box_corners(np.array([[x, y, heading]]), length, width, 0.0)[0]
+        # footprints run counter-clockwise
+        area = np.cross(corners[1] - corners[0], corners[2] - corners[0])
+        items.append(Item(corners if area > 0 else corners[::-1], _painter(canvas, scene, track, (x, y, heading),
+                                                                           track.states[rows[0]])))
+        boxes.append((corners, float(track.size[2]), track.type not in ("pedestrian", "bicycle")))
+    return items, partial(_shade, canvas, boxes, beside)
 
 
-def _painter(canvas: Canvas, scene: Scene, track: Track, pose: Pose) -> Callable[[], None]:
-    # colours stay the same in every scene of a log, and say nothing of what somebody is about to do
-    seed = zlib.crc32(f"{track.token}{np.round(track.size, 2).tolist()}".encode())
+def paint_items(canvas: Canvas, items: list[Item]) -> None:
+    """Paint items so that the near cover the far."""
+    if items:
+        for index in paint_order(np.array([item.footprint for item in items]), canvas.position[:2]):
+            items[index].paint()
+
+
+def _painter(canvas: Canvas, scene: Scene, track: Track, pose: Pose, state: Array) -> Callable[[], None]:
+    seed = look_seed(track)
+    speed = math.hypot(state[4], state[5])
     if track.type == "vehicle":
-        lit = is_braking(track) and not _parked(scene, track)
-        return lambda: paint_vehicle(canvas, pose, track.size, seed, lit)
+        lights = lights_of(scene, track, canvas.air.lamps_on)
+        return partial(paint_vehicle, canvas, pose, track.size, track.token, seed, lights)
     if track.type == "pedestrian":
-        return lambda: _paint_person(canvas, pose, float(track.size[2]), seed, riding=False)
+        return partial(paint_pedestrian, canvas, pose, track.size, speed, seed)
     if track.type == "bicycle":
-        return lambda: _paint_cyclist(canvas, pose, track.size, seed)
-    if track.type == "traffic_cone":
-        return lambda: _paint_cone(canvas, pose, track.size)
-    return lambda: _paint_object(canvas, pose, track.size, track.type)
+        return partial(paint_cyclist, canvas, pose, track.size, speed, seed, canvas.air.lamps_on)
+    return partial(paint_thing, canvas, pose, track.size, track.type, seed)
 
 
-def is_braking(track: Track) -> bool:
-    """Whether the brake lights are on at t = 0: it stands, or slows by more than 0.4 m/s^2 in the next half second."""
-    times = track.states[:, 0]
-    speed = np.hypot(track.states[:, 4], track.states[:, 5])
-    now = speed[np.abs(times) < 1e-6]
-    if not len(now):
-        return False
-    if now[0] < STOPPED_MPS:
-        return True
-    after = speed[np.abs(times - 0.5) < 1e-6]
-    return bool(len(after) and (after[0] - now[0]) / 0.5 < BRAKING_MPS2)
+def _shade(canvas: Canvas, boxes: list[tuple[Array, float, bool]], beside: Scenery) -> None:
+    """Shadows: cast by the sun where it shines, and the dark right under each body always."""
+    air = canvas.air
+    if air.night:
+        pools: list[Array] = []
+        for lamp in beside.lamps:
+            middle = lamp.foot + 2.4 * lamp.toward
+            pools += [_round(middle, radius) for radius in (7.0, 5.8, 4.6, 3.2)]
+        canvas.brighten_ground(pools, list(POOL) * len(beside.lamps), (255, 214, 150))
+    elif air.casts_shadows:
+        # a low sun would throw shadows across everything
+        away = -canvas.sun[:2] / max(float(canvas.sun[2]), 0.55)
+        outlines = [_cast(corners, away * height) for corners, height, _ in boxes]
+        outlines += [_cast(building.corners, away * min(building.height, 9.0)) for building in beside.buildings]
+        outlines += [_round(tree.place + 0.6 * away * tree.height, 0.27 * tree.height) for tree in beside.trees]
+        canvas.shade_ground(outlines, SHADE)
+    canvas.shade_ground([_cast(corners, np.zeros(2), 0.1) for corners, _, solid in boxes if solid], CONTACT)
+    canvas.shade_ground([_round(corners.sum(0) / 4.0, 0.3) for corners, _, solid in boxes if not solid], 0.7)
 
 
-def _parked(scene: Scene, track: Track) -> bool:
-    """Whether a vehicle stands for good and beside all lanes: its lights are off."""
-    if np.hypot(track.states[:, 4], track.states[:, 5]).max() > STOPPED_MPS:
-        return False
-    place = track.states[0, 1:3]
-    return all(((lane.centerline - place) ** 2).sum(1).min() > LANE_NEAR_M**2 for lane in scene.map.lanes)
+def _cast(corners: Array, away: Array, margin: float = 0.0) -> Array:
+    """The outline [n, 2] of a footprint and its copy moved by `away`."""
+    middle = corners.mean(0)
+    grown = corners + margin * np.sign(corners - middle)
+    if not away.any():
+        return grown
+    hull: Array = cv2.convexHull(np.vstack([grown, grown + away]).astype(np.float32)).reshape(-1, 2).astype(np.float64)
+    return hull
 
 
-def _paint_person(canvas: Canvas, pose: Pose, height: float, seed: int, riding: bool) -> None:
-    """A person as flat shapes that face the camera; standing legs apart show which way the walk goes."""
-    x, y, heading = pose
-    distance = math.hypot(x - canvas.position[0], y)
-    coat = CLOTHES[seed % len(CLOTHES)]
-    spread = 0.0 if riding else 0.16 * abs(math.sin(heading))
-    base = 0.45 if riding else 0.0
-
-    def card(points: list[tuple[float, float]]) -> Array:
-        return np.array([[x, y + side, base + up * height] for side, up in points])
-
-    cards = [card([(-0.16 - spread, 0.0), (-0.02 - spread, 0.0), (0.0, 0.5), (-0.18, 0.5)]),
-             card([(0.16 + spread, 0.0), (0.02 + spread, 0.0), (0.0, 0.5), (0.18, 0.5)]),
-             card([(-0.22, 0.46), (0.22, 0.46), (0.28, 0.8), (0.16, 0.86), (-0.16, 0.86), (-0.28, 0.8)])]
-    if not riding:
-        shadow = np.array([[-0.3, -0.35], [0.3, -0.35], [0.3, 0.35], [-0.3, 0.35]])
-        canvas.fill_ground(np.array([x, y]) + shadow, SHADOW)
-    legs = canvas.hazy(TROUSERS, distance)
-    canvas.fill_all(cards, [legs, legs, canvas.hazy(coat, distance)])
-    canvas.disk(np.array([x, y, base + 0.925 * height]), 0.075 * height, canvas.hazy(SKIN, distance))
+_ANGLES = np.linspace(0.0, 2 * math.pi, 19)[:-1]
 
 
-def _paint_cyclist(canvas: Canvas, pose: Pose, size: Array, seed: int) -> None:
-    x, y, heading = pose
-    reach = 0.33 * float(size[0])
-    for sign in (-1.0, 1.0):
-        wheel = np.array([x + sign * reach * math.cos(heading), y + sign * reach * math.sin(heading), 0.34])
-        along = np.array([math.cos(heading), math.sin(heading), 0.0])
-        angles = np.linspace(0.0, 2 * math.pi, 13)[:-1]
-        # a wheel seen from behind still has the width of its tyre
-        rim = wheel + 0.34 * (np.cos(angles)[:, None] * along + np.sin(angles)[:, None] * np.array([0.0, 0.0, 1.0]))
-        rim[:, 1] += 0.03 * np.sign(np.cos(angles))
-        canvas.fill(rim, TYRE)
-    _paint_person(canvas, pose, 1.35, seed, riding=True)
-
-
-def _paint_cone(canvas: Canvas, pose: Pose, size: Array) -> None:
-    x, y, _ = pose
-    height, half = max(float(size[2]), 0.5), max(float(size[1]) / 2, 0.14)
-    for low, high, colour in ((0.0, 0.35, ORANGE), (0.35, 0.65, (240, 240, 240)), (0.65, 1.0, ORANGE)):
-        canvas.fill(np.array([[x, y - half * (1.05 - low), low * height], [x, y + half * (1.05 - low), low * height],
-                              [x, y + half * (1.05 - high), high * height],
-                              [x, y - half * (1.05 - high), high * height]]), colour)
-
-
-def _paint_object(canvas: Canvas, pose: Pose, size: Array, kind: str) -> None:
-    colour: Colour = {"barrier": (222, 222, 216), "czone_sign": ORANGE}.get(kind, (132, 128, 122))
-    length, width, height = (max(float(side), 0.12) for side in size)
-    box = Box(pose, (length, width), (0.0, max(height, 0.3)), 0.0, canvas.position)
-    for name in box.visible:
-        canvas.fill(box.face(name), canvas.hazy(colour, pose[0], box.light(name)))
-    if kind == "barrier":
-        band = Box(pose, (length + 0.02, width + 0.02), (0.55 * height, 0.8 * height), 0.0, canvas.position)
-        for name in band.visible:
-            if name != "top":
-                canvas.fill(band.face(name), canvas.hazy((206, 40, 34), pose[0]))
+def _round(middle: Array, radius: float) -> Array:
+    return middle + radius * np.column_stack([np.cos(_ANGLES), np.sin(_ANGLES)])

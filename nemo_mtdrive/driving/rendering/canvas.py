@@ -1,39 +1,91 @@
-"""`Canvas`: polygons of the ego frame, clipped to what the pinhole sees, filled with OpenCV; a backdrop; haze."""
+"""`Canvas`: polygons of the ego frame, clipped to what the pinhole sees and filled with OpenCV; lamps that glow."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_mtdrive.driving.rendering.atmosphere import Atmosphere
+from nemo_mtdrive.driving.rendering.backdrop import UNIT, Backdrop, Pinhole, backdrop
+from nemo_mtdrive.driving.rendering.projection import NEAR_M, SHIFT, WIDE, project_faces
+from nemo_mtdrive.driving.rendering.terrain import Terrain
 from nemo_mtdrive.driving.scene import Array, Camera
 
 Colour = tuple[int, int, int]
 
-SKY_TOP, SKY_LOW, HAZE = (112, 158, 214), (204, 220, 234), (200, 212, 222)
-MEADOW_FAR, MEADOW_NEAR = (150, 166, 132), (98, 124, 74)
-NEAR_M = 0.5
-WIDE = 3.0
-"""Half the clipping wedge's width per metre of depth; the view itself is 0.62."""
-HAZE_M = 260.0
-_SHIFT = 4  # fractional bits of OpenCV's fixed-point vertices
+_UNIT = 1 << SHIFT
 
 
 class Canvas:
-    """A picture being painted by a camera that looks straight ahead; points are in the ego frame (x forward, z up)."""
+    """A picture being painted by an upright camera; points are in the ego frame (x forward, y left, z up)."""
 
-    def __init__(self, camera: Camera) -> None:
-        self.camera = camera
+    def __init__(self, camera: Camera, air: Atmosphere, terrain: Terrain, heading: float, ground: Colour,
+                 seed: int) -> None:
+        self.camera, self.air, self.terrain = camera, air, terrain
+        self.sun = air.sun_direction(heading)
+        """Unit vector towards the sun in the ego frame, which is turned by `heading` against the map."""
         self.focal = float(camera.intrinsics[0, 0])
         self.centre = camera.intrinsics[:2, 2]
-        self.position = camera.extrinsics[:3, 3]
+        self.position = np.ascontiguousarray(camera.extrinsics[:3, 3])
+        self.rotation = np.ascontiguousarray(camera.extrinsics[:3, :3])
+        self._pinhole = np.array([self.focal, *self.centre, camera.width, camera.height])
+        self.axis = self.rotation[:, 2]
+        """The viewing direction in the ego frame."""
+        yaw = math.atan2(self.axis[1], self.axis[0])
+        pinhole = Pinhole(camera.width, camera.height, self.focal, (float(self.centre[0]), float(self.centre[1])),
+                          float(self.position[2]), yaw)
+        self._backdrop: Backdrop = backdrop(pinhole, air)
+        self._light = self._backdrop.light.copy()
         below = max(camera.height - float(self.centre[1]), 1.0)
-        self.nearest_ground = float(self.position[0]) + self.focal * float(self.position[2]) / below
-        """x of the ground at the lower edge of the picture [m]."""
-        self.image = _backdrop(camera.width, camera.height, float(self.centre[1])).copy()
+        self.nearest_ground = self.focal * float(self.position[2]) / below
+        """Depth of the ground at the lower edge of the picture [m]."""
+        self._reach = 1.12 * camera.width / 2 / self.focal
+        self.image = self._open(ground, seed + round(yaw * self.focal))
+
+    def _open(self, ground: Colour, roll: int) -> NDArray[np.uint8]:
+        image = np.empty((self.camera.height, self.camera.width, 3), dtype=np.uint8)
+        sky, horizon = self._backdrop.sky, self._backdrop.horizon
+        cut = roll % self.camera.width
+        image[:horizon, : self.camera.width - cut] = sky[:, cut:]
+        image[:horizon, self.camera.width - cut :] = sky[:, :cut]
+        # far faster than an assignment, which would go through the three channels one by one
+        cv2.rectangle(image, (0, horizon), (self.camera.width, self.camera.height), ground, -1)
+        return image
+
+    def shade_ground(self, outlines: list[Array], share: float) -> None:
+        """Take light from ground polygons [n, 2]: `share` 0..1 of it is left (before `light_ground`)."""
+        daylight = np.add(self.air.ambient, np.multiply(self.air.sun, 0.5))
+        for outline in outlines:
+            x, y = outline[0].tolist()
+            self._fill_light(self._light, outline, share * (daylight + self.air.beam(x, y)))
+
+    def brighten_ground(self, outlines: list[Array], levels: list[float], colour: Colour) -> None:
+        """Light ground polygons [n, 2] by lamps of a colour, one over the other; what is brighter stays as it is."""
+        if outlines:
+            layer = np.zeros_like(self._light)
+            for outline, level in zip(outlines, levels, strict=True):
+                self._fill_light(layer, outline, np.add(self.air.ambient, level * np.array(colour) / 255.0))
+            cv2.max(self._light, layer, dst=self._light)
+
+    def _fill_light(self, layer: NDArray[np.uint8], outline: Array, strength: Array) -> None:
+        pixels, found = project_faces(self.terrain.lifted(outline), _FIRST, np.array([len(outline)]), self.position,
+                                      self.rotation, self._pinhole)
+        if found[0]:
+            clear = math.exp(-math.dist(outline[0], self.position[:2]) / self.air.haze_m)
+            pixels[:, 1] -= self._backdrop.horizon << SHIFT
+            red, green, blue = np.minimum(UNIT * clear * strength, 255.0).astype(int).tolist()
+            cv2.fillPoly(layer, [pixels], (red, green, blue), cv2.LINE_AA, SHIFT)
+
+    def light_ground(self) -> None:
+        """Turn the flat colours below the horizon into lit, grained, hazy ground."""
+        ground = self.image[self._backdrop.horizon :]
+        cv2.multiply(ground, self._light, dst=ground, scale=1.0 / UNIT)
+        cv2.add(ground, self._backdrop.veil, dst=ground)
 
     def picture(self, factor: int) -> NDArray[np.uint8]:
         """The finished picture, averaged down by `factor`."""
@@ -46,118 +98,121 @@ class Canvas:
         """From the camera to a point [3], metres."""
         return math.dist(point, self.position)
 
-    def sees(self, point: Array, margin: float) -> bool:
-        """Whether something of radius `margin` m around a point [>=2] may be in the picture."""
-        depth = point[0] - self.position[0]
-        return depth > -margin and abs(point[1]) < 0.8 * max(depth, 0.0) + margin + 1.0
+    def depth(self, point: Array) -> float:
+        """Along the viewing direction to a point [>=2], metres."""
+        return float((point[0] - self.position[0]) * self.axis[0] + (point[1] - self.position[1]) * self.axis[1])
+
+    def sees(self, point: Array, radius: float) -> bool:
+        """Whether something of `radius` m around a point [>=2] may be in the picture."""
+        depth = self.depth(point)
+        aside = abs((point[0] - self.position[0]) * self.axis[1] - (point[1] - self.position[1]) * self.axis[0])
+        return depth > -radius and aside < self._reach * max(depth, 0.0) + 1.3 * radius
+
+    def pixels_per_metre(self, point: Array) -> float:
+        """How large a metre is at a point [>=2] [px]."""
+        return self.focal / max(self.depth(point), NEAR_M)
+
+    # --- filling --------------------------------------------------------------------------------------------------
+
+    def paint(self, vertices: Array, counts: NDArray[np.int64], colours: Sequence[Colour]) -> None:
+        """Fill polygons one over the other: vertices [sum of counts, 3], a colour each; one projection for all."""
+        self.paint_faces(vertices, np.cumsum(counts) - counts, counts, colours)
+
+    def paint_faces(self, vertices: Array, starts: NDArray[np.int64], counts: NDArray[np.int64],
+                    colours: Sequence[Colour]) -> None:
+        """Fill polygons one over the other: face k has the corners vertices[starts[k] : starts[k] + counts[k]]."""
+        pixels, found = project_faces(vertices, starts, counts, self.position, self.rotation, self._pinhole)
+        start = 0
+        for count, colour in zip(found.tolist(), colours, strict=True):
+            if count:
+                cv2.fillPoly(self.image, [pixels[start : start + count]], colour, cv2.LINE_AA, SHIFT)
+                start += count
 
     def fill(self, points: Array, colour: Colour) -> None:
         """Fill a polygon [n, 3]."""
-        self._fill_seen(self._seen(points), colour)
-
-    def fill_all(self, polygons: list[Array], colours: list[Colour]) -> None:
-        """Fill polygons [n, 3] one over the other, each in its colour; one projection for all of them."""
-        seen = self._seen(np.concatenate(polygons))
-        ends = np.cumsum([len(polygon) for polygon in polygons]).tolist()
-        if not _whole(seen):
-            for start, end, colour in zip([0, *ends[:-1]], ends, colours, strict=True):
-                self._fill_seen(seen[start:end], colour)
-            return
-        pixels = self._pixels(seen)
-        for start, end, colour in zip([0, *ends[:-1]], ends, colours, strict=True):
-            cv2.fillPoly(self.image, [pixels[start:end]], colour, cv2.LINE_AA, _SHIFT)
-
-    def fill_tiles(self, tiles: Array, colour: Colour) -> None:
-        """Fill quadrilaterals [k, 4, 2] that lie on the ground and do not overlap, all in one colour."""
-        if not len(tiles):
-            return
-        flat = tiles.reshape(-1, 2)
-        seen = self._seen(np.column_stack([flat, np.zeros(len(flat))])).reshape(-1, 4, 3)
-        depth, side = seen[..., 2], np.abs(seen[..., 0])
-        whole = (depth >= NEAR_M).all(1) & (side <= WIDE * depth).all(1)
-        if whole.any():
-            pixels = self._pixels(seen[whole].reshape(-1, 3)).reshape(-1, 4, 2)
-            cv2.fillPoly(self.image, list(pixels), colour, cv2.LINE_AA, _SHIFT)
-        for tile in seen[~whole]:
-            self._fill_seen(tile, colour)
-
-    def _seen(self, points: Array) -> Array:
-        # the same as (points - position) @ rotation for a camera that looks straight ahead, in a third of the time
-        seen = np.empty((len(points), 3))
-        np.subtract(self.position[1], points[:, 1], out=seen[:, 0])
-        np.subtract(self.position[2], points[:, 2], out=seen[:, 1])
-        np.subtract(points[:, 0], self.position[0], out=seen[:, 2])
-        return seen
-
-    def _pixels(self, seen: Array) -> NDArray[np.int32]:
-        scaled = seen[:, :2] * (self.focal / seen[:, 2:3])
-        scaled += self.centre
-        scaled *= 2**_SHIFT
-        return np.rint(scaled).astype(np.int32)
-
-    def _fill_seen(self, seen: Array, colour: Colour) -> None:
-        if not _whole(seen):
-            seen = _clip(seen)
-            if len(seen) < 3:
-                return
-        cv2.fillPoly(self.image, [self._pixels(seen)], colour, cv2.LINE_AA, _SHIFT)
+        pixels, found = project_faces(points, _FIRST, np.array([len(points)]), self.position, self.rotation, self._pinhole)
+        if found[0]:
+            cv2.fillPoly(self.image, [pixels], colour, cv2.LINE_AA, SHIFT)
 
     def fill_ground(self, points: Array, colour: Colour) -> None:
         """Fill a polygon [n, 2] that lies on the ground."""
-        self.fill(np.column_stack([points, np.zeros(len(points))]), colour)
+        self.fill(self.terrain.lifted(points), colour)
 
-    def disk(self, centre: Array, radius: float, colour: Colour) -> None:
-        """Fill a disk that faces the camera: centre [3], radius [m]."""
-        depth = float(centre[0] - self.position[0])
-        if depth < NEAR_M:
+    def fill_tiles(self, tiles: Array, colour: Colour) -> None:
+        """Fill quadrilaterals [k, 4, 2] on the ground or [k, 4, 3], all in one colour."""
+        if not len(tiles):
             return
-        scale = self.focal / depth * 2**_SHIFT
-        across = round(float(self.centre[0]) * 2**_SHIFT - float(centre[1] - self.position[1]) * scale)
-        down = round(float(self.centre[1]) * 2**_SHIFT - float(centre[2] - self.position[2]) * scale)
-        size = round(radius * scale)
-        cv2.circle(self.image, (across, down), max(size, 2**_SHIFT // 2), colour, -1, cv2.LINE_AA, _SHIFT)
+        corners = tiles.reshape(-1, tiles.shape[2])
+        if tiles.shape[2] == 2:
+            corners = self.terrain.lifted(corners)
+        self.paint_faces(corners, np.arange(0, len(corners), 4), np.full(len(tiles), 4), [colour] * len(tiles))
 
-    def hazy(self, colour: Colour, distance: float, light: float = 1.0) -> Colour:
-        """The colour under `light`, faded by the haze of `distance` m."""
-        clear = math.exp(-distance / HAZE_M)
-        red, green, blue = (int(min(255.0, c * light) * clear + h * (1.0 - clear))
-                            for c, h in zip(colour, HAZE, strict=True))
-        return red, green, blue
+    def disks(self, centres: Array, radii: Array, colours: list[Colour]) -> None:
+        """Fill disks that face the camera, one over the other: centres [n, 3], radii [n] m."""
+        seen = self._seen(centres)
+        for (x, y, depth), radius, colour in zip(seen.tolist(), radii.tolist(), colours, strict=True):
+            if depth >= NEAR_M and abs(x) <= WIDE * depth and abs(y) <= WIDE * depth:
+                scale = self.focal / depth
+                centre = (round((x * scale + self.centre[0]) * _UNIT), round((y * scale + self.centre[1]) * _UNIT))
+                size = max(round(radius * scale * _UNIT), _UNIT // 2)
+                cv2.circle(self.image, centre, size, colour, -1, cv2.LINE_AA, SHIFT)
+
+    def capsules(self, ends: Array, radii: Array, colours: list[Colour]) -> None:
+        """Fill rounded limbs: ends [n, 2, 3], radii [n, 2] m at either end, one over the other."""
+        seen = self._seen(ends.reshape(-1, 3))
+        if seen[:, 2].min() < NEAR_M or (np.abs(seen[:, :2]) > WIDE * seen[:, 2:]).any():
+            return
+        scale = self.focal / seen[:, 2]
+        middles = (seen[:, :2] * scale[:, None] + self.centre).reshape(-1, 2, 2)
+        widths = np.maximum(radii * scale.reshape(-1, 2), 0.4)
+        along = middles[:, 1] - middles[:, 0]
+        along /= np.maximum(np.sqrt((along**2).sum(1, keepdims=True)), 1e-6)
+        side = np.column_stack([-along[:, 1], along[:, 0]])[:, None] * widths[..., None]
+        quads = np.stack([middles[:, 0] + side[:, 0], middles[:, 1] + side[:, 1], middles[:, 1] - side[:, 1],
+                          middles[:, 0] - side[:, 0]], axis=1)
+        fixed = np.rint(quads * _UNIT).astype(np.int32)
+        round_ends = np.rint(middles * _UNIT).astype(int).tolist()
+        sizes = np.rint(widths * _UNIT).astype(int).tolist()
+        for quad, pair, size, colour in zip(fixed, round_ends, sizes, colours, strict=True):
+            cv2.fillPoly(self.image, [quad], colour, cv2.LINE_AA, SHIFT)
+            for middle, radius in zip(pair, size, strict=True):
+                if radius > _UNIT:
+                    cv2.circle(self.image, middle, radius, colour, -1, cv2.LINE_AA, SHIFT)
+
+    def glow(self, point: Array, radius: float, colour: Colour, strength: float) -> None:
+        """Add light around a lamp [3]: `radius` m wide, `strength` 0..1 of its colour in the middle."""
+        x, y, depth = self._seen(point[None])[0].tolist()
+        if depth < NEAR_M or abs(x) > WIDE * depth or abs(y) > WIDE * depth:
+            return
+        scale = self.focal / depth
+        size = min(max(2, round(radius * scale)), self.camera.width // 5)
+        left, top = round(x * scale + self.centre[0]) - size, round(y * scale + self.centre[1]) - size
+        image = self.image[max(top, 0) : max(top + 2 * size + 1, 0), max(left, 0) : max(left + 2 * size + 1, 0)]
+        if image.size == 0:
+            return
+        spot = _spot(size)[max(-top, 0) :, max(-left, 0) :][: image.shape[0], : image.shape[1], None]
+        light = (spot * (np.array(colour, dtype=np.float32) * np.float32(strength))).astype(np.uint8)
+        cv2.add(image, light, dst=image)
+
+    # --- projection -----------------------------------------------------------------------------------------------
+
+    def _seen(self, points: Array) -> Array:
+        seen: Array = (points - self.position) @ self.rotation
+        return seen
 
 
-def _whole(seen: Array) -> bool:
-    """Whether all points [n, 3] of the camera frame lie in the clipping wedge."""
-    depth = seen[:, 2]
-    return bool(depth.min() >= NEAR_M and (np.abs(seen[:, 0]) <= WIDE * depth).all())
+_FIRST = np.zeros(1, dtype=np.int64)
 
 
-def _clip(points: Array) -> Array:
-    """Cut a polygon in the camera frame [n, 3] to the wedge z >= NEAR_M, |x| <= WIDE z (Sutherland-Hodgman)."""
-    for plane in ((0.0, 1.0, NEAR_M), (1.0, WIDE, 0.0), (-1.0, WIDE, 0.0)):
-        if not len(points):
-            break
-        inside = points[:, 0] * plane[0] + points[:, 2] * plane[1] - plane[2]
-        kept = inside >= 0.0
-        if kept.all():
-            continue
-        after, after_inside = np.concatenate([points[1:], points[:1]]), np.concatenate([inside[1:], inside[:1]])
-        crosses = kept != (after_inside >= 0.0)
-        if not crosses.any():
-            return points[:0]
-        share = np.where(crosses, inside / np.where(crosses, inside - after_inside, 1.0), 0.0)
-        cuts = points + share[:, None] * (after - points)
-        # each vertex gives itself if it is inside, then the cut of the edge that follows it
-        both = np.stack([points, cuts], axis=1).reshape(-1, 3)
-        points = both[np.stack([kept, crosses], axis=1).reshape(-1)]
-    return points
+def raised(point: Array, up: float) -> Array:
+    """A point [3], `up` m higher."""
+    return np.array([point[0], point[1], point[2] + up])
 
 
-@lru_cache(maxsize=8)
-def _backdrop(width: int, height: int, horizon: float) -> NDArray[np.uint8]:
-    rows = np.arange(height) + 0.5
-    up = np.clip((horizon - rows) / max(horizon, 1.0), 0.0, 1.0)[:, None] ** 0.7
-    down = np.clip((rows - horizon) / max(height - horizon, 1.0), 0.0, 1.0)[:, None] ** 0.5
-    sky = np.array(SKY_LOW) + up * (np.array(SKY_TOP) - np.array(SKY_LOW))
-    meadow = np.array(MEADOW_FAR) + down * (np.array(MEADOW_NEAR) - np.array(MEADOW_FAR))
-    column = np.where((rows < horizon)[:, None], sky, meadow)
-    return np.ascontiguousarray(np.broadcast_to(np.round(column).astype(np.uint8)[:, None], (height, width, 3)))
+@lru_cache(maxsize=256)
+def _spot(size: int) -> NDArray[np.float32]:
+    """A round light that fades to nothing at its rim, [2 size + 1] squared, 1 in the middle."""
+    across = np.arange(-size, size + 1) / (size + 0.5)
+    far = np.minimum(np.sqrt(across[:, None] ** 2 + across[None] ** 2), 1.0)
+    spot: NDArray[np.float32] = ((1.0 - far) ** 2).astype(np.float32)
+    return spot

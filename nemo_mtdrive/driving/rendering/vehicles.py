@@ -1,141 +1,174 @@
-"""Vehicles as a body, a cabin, windows, wheels and lights."""
+"""Vehicles: which form a track has, its colours, and its lights: brakes, indicators, head and tail lamps."""
 
 from __future__ import annotations
 
 import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
+from nemo_mtdrive.driving.rendering import cars, heavy
+from nemo_mtdrive.driving.rendering.atmosphere import appearance_of
 from nemo_mtdrive.driving.rendering.canvas import Canvas, Colour
-from nemo_mtdrive.driving.scene import Array
+from nemo_mtdrive.driving.rendering.solid import Finish, Pose, paint_solid
+from nemo_mtdrive.driving.scene import Array, Scene, Track
 
-Pose = tuple[float, float, float]
-"""(x, y, heading) in the ego frame."""
-
-PAINTS: tuple[Colour, ...] = ((206, 208, 212), (60, 62, 68), (28, 30, 34), (160, 36, 36), (38, 74, 150),
-                              (236, 236, 232), (116, 118, 122), (176, 164, 132), (30, 92, 70))
-GLASS: Colour = (34, 44, 56)
-TYRE: Colour = (24, 24, 26)
-SHADOW: Colour = (46, 48, 52)
-TAIL_OFF, TAIL_ON = (120, 16, 18), (255, 34, 26)
-GLOW: Colour = (255, 120, 90)
-HEADLIGHT: Colour = (250, 246, 214)
-TALL_M = 2.3
-"""From this height on it is drawn as a lorry or bus."""
-SUN = np.array([-0.35, 0.45, 0.82])
-
-
-class Box:
-    """An upright box, its top shortened by `taper` at either end, and which of its faces an eye [3] sees.
-
-    Faces are [4, 3]: bottom left, bottom right, top right, top left as seen from outside.
-    """
-
-    def __init__(self, pose: Pose, size: tuple[float, float], heights: tuple[float, float], taper: float,
-                 eye: Array) -> None:
-        x, y, heading = pose
-        cos, sin = math.cos(heading), math.sin(heading)
-        half, side = size[0] / 2, size[1] / 2
-        top, top_side = half * (1.0 - 2 * taper), side * (1.0 - 0.5 * taper)
-        low, high = heights
-        along = np.array([half, half, -half, -half, top, top, -top, -top])
-        across = np.array([side, -side, -side, side, top_side, -top_side, -top_side, top_side])
-        self._corners = np.empty((8, 3))
-        self._corners[:, 0] = x + cos * along - sin * across
-        self._corners[:, 1] = y + sin * along + cos * across
-        self._corners[:4, 2], self._corners[4:, 2] = low, high
-        dx, dy = float(eye[0]) - x, float(eye[1]) - y
-        ahead, left = cos * dx + sin * dy, cos * dy - sin * dx
-        # of opposite sides at most one is seen; the top lies behind none of them
-        self.visible = [name for name, seen in (("top", eye[2] > high), ("left", left > side), ("right", left < -side),
-                                                ("front", ahead > half), ("rear", ahead < -half)) if seen]
-        self._lights = {"top": SUN[2], "front": cos * SUN[0] + sin * SUN[1], "left": cos * SUN[1] - sin * SUN[0]}
-        self._lights |= {"rear": -self._lights["front"], "right": -self._lights["left"]}
-
-    def face(self, name: str) -> Array:
-        """The corners of a face [4, 3]."""
-        return self._corners[_FACES[name]]
-
-    def light(self, name: str) -> float:
-        """How bright a face is, 0.62..1.04."""
-        return 0.62 + 0.42 * max(0.0, float(self._lights[name]))
+PAINTS: tuple[Colour, ...] = ((214, 216, 220), (72, 75, 82), (36, 38, 44), (164, 34, 36), (36, 76, 158), (238, 238, 234),
+                              (124, 128, 134), (178, 166, 136), (28, 84, 66), (96, 28, 40), (84, 120, 150))
+BUS_PAINTS: tuple[tuple[Colour, Colour], ...] = (((226, 228, 226), (32, 96, 170)), ((196, 40, 40), (240, 236, 228)),
+                                                 ((238, 186, 40), (60, 62, 68)), ((60, 140, 90), (236, 236, 228)))
+BOX_PAINTS: tuple[Colour, ...] = ((232, 232, 228), (206, 208, 210), (222, 206, 170), (54, 92, 150), (150, 60, 50))
+GLASS: Colour = (44, 54, 66)
+TAIL_OFF, TAIL_DIM, RED = (126, 18, 20), (172, 22, 22), (255, 38, 24)
+AMBER_OFF, AMBER = (150, 84, 20), (255, 168, 20)
+HEAD_OFF, HEAD_ON = (206, 212, 214), (255, 250, 226)
+BRAKING_MPS2 = -0.4
+STOPPED_MPS = 0.3
+LANE_NEAR_M = 1.5
+HEAVY_LENGTH_M, HEAVY_HEIGHT_M = 7.5, 2.4
+DETAILED_PX = 26.0
+"""Pixels a metre from which small things are drawn."""
 
 
-_FACES = {"rear": [3, 2, 6, 7], "front": [1, 0, 4, 5], "left": [0, 3, 7, 4], "right": [2, 1, 5, 6], "top": [7, 6, 5, 4]}
+@dataclass(frozen=True)
+class Lights:
+    """What a vehicle shows at t = 0."""
+
+    brake: bool
+    left: bool
+    right: bool
+    head: bool
 
 
-class _Pile:
-    """Polygons of one body, gathered so that the canvas projects them at once."""
-
-    def __init__(self) -> None:
-        self.polygons: list[Array] = []
-        self.colours: list[Colour] = []
-
-    def add(self, polygon: Array, colour: Colour) -> None:
-        self.polygons.append(polygon)
-        self.colours.append(colour)
-
-
-def _inset(face: Array, left: float, right: float, low: float, high: float) -> Array:
-    """A part of a face: shares 0..1 of its width and height, from its bottom left corner."""
-    across = np.array([left, right, right, left])[:, None]
-    up = np.array([low, low, high, high])[:, None]
-    bottom = face[0] + across * (face[1] - face[0])
-    return bottom + up * (face[3] + across * (face[2] - face[3]) - bottom)
+def lights_of(scene: Scene, track: Track, lamps_on: bool) -> Lights:
+    """The lights of a vehicle: as the scene's appearance says, else read off its motion (brake lights only)."""
+    signals = appearance_of(scene).get("signals")
+    if isinstance(signals, Mapping):
+        on = signals.get(track.token, ())
+        parked = _parked(scene, track) if lamps_on else False
+        return Lights("brake" in on, "left" in on, "right" in on, lamps_on and not parked)
+    parked = _parked(scene, track)
+    return Lights(is_braking(track) and not parked, False, False, lamps_on and not parked)
 
 
-def paint_vehicle(canvas: Canvas, pose: Pose, size: Array, seed: int, braking: bool) -> None:
-    """A car, or from `TALL_M` on a lorry; size [3] is length, width, height; `braking` lights its brake lights."""
+def is_braking(track: Track) -> bool:
+    """Whether the brake lights are on at t = 0: it stands, or slows by more than 0.4 m/s^2 in the next half second."""
+    times = track.states[:, 0]
+    speed = np.hypot(track.states[:, 4], track.states[:, 5])
+    now = speed[np.abs(times) < 1e-6]
+    if not len(now):
+        return False
+    if now[0] < STOPPED_MPS:
+        return True
+    after = speed[np.abs(times - 0.5) < 1e-6]
+    return bool(len(after) and (after[0] - now[0]) / 0.5 < BRAKING_MPS2)
+
+
+def _parked(scene: Scene, track: Track) -> bool:
+    """Whether a vehicle stands for good and beside all lanes: its lights are off."""
+    if np.hypot(track.states[:, 4], track.states[:, 5]).max() > STOPPED_MPS:
+        return False
+    place = track.states[0, 1:3]
+    return all(((lane.centerline - place) ** 2).sum(1).min() > LANE_NEAR_M**2 for lane in scene.map.lanes)
+
+
+def look_seed(track: Track) -> int:
+    """Colours stay the same in every scene of a log, and say nothing of what somebody is about to do."""
+    return zlib.crc32(f"{track.token}{np.round(track.size, 2).tolist()}".encode())
+
+
+def form_of(size: Array, token: str, seed: int) -> str:
+    """bus, lorry, or a form of `cars.FORMS`, by length and height [m]; a token may name a bus or lorry."""
+    length, _, height = (float(side) for side in size)
+    if "bus" in token:
+        return "bus"
+    if "truck" in token or "lorry" in token:
+        return "lorry"
+    if length > HEAVY_LENGTH_M or height > HEAVY_HEIGHT_M:
+        return "bus" if length > 9.0 and (length > 10.5 or seed % 2) else "lorry"
+    if height > 1.9:
+        return "van"
+    if height > 1.62:
+        return "pickup" if length > 5.2 else "offroader"
+    return "hatchback" if length < 4.4 or seed % 3 == 0 else "saloon"
+
+
+def paint_vehicle(canvas: Canvas, pose: Pose, size: Array, token: str, seed: int, lights: Lights) -> None:
+    """A vehicle of size [3] (length, width, height) with its lights; nearer ones in more detail."""
+    form = form_of(size, token, seed)
+    here = np.array([pose[0], pose[1]])
+    detailed = canvas.pixels_per_metre(here) > DETAILED_PX
+    rounded = np.maximum(np.round(size, 1), (1.0, 0.6, 0.8))
+    length, width, height = rounded.tolist()
+    solid = (heavy.bus(length, width, height, detailed) if form == "bus" else
+             heavy.lorry(length, width, height, detailed) if form == "lorry" else
+             cars.car(form, length, width, height, detailed))
+    stretch = (size / rounded).tolist()
+    paint_solid(canvas, solid, pose, _finish(form, seed, lights), (stretch[0], stretch[1], stretch[2]))
+    _glows(canvas, pose, size, form, lights)
+
+
+def _finish(form: str, seed: int, lights: Lights) -> Finish:
+    colours = np.zeros((cars.PAINTS, 3))
+    body, accent = PAINTS[seed % len(PAINTS)], BOX_PAINTS[seed // 16 % len(BOX_PAINTS)]
+    if form == "bus":
+        body, accent = BUS_PAINTS[seed % len(BUS_PAINTS)]
+    lamps = set()
+    colours[cars.PAINT], colours[cars.ACCENT] = body, accent
+    colours[cars.GLASS], colours[cars.TYRE], colours[cars.RIM] = GLASS, (26, 26, 28), (148, 150, 154)
+    colours[cars.TRIM], colours[cars.HOLLOW], colours[cars.PLATE] = (52, 53, 57), (20, 20, 22), (244, 244, 236)
+    colours[cars.SIGN] = (255, 176, 40)
+    lamps.add(cars.SIGN)
+    tail: Colour = TAIL_DIM if lights.head else TAIL_OFF
+    colours[[cars.LAMP_LEFT, cars.LAMP_RIGHT]] = RED if lights.brake else tail
+    colours[cars.BRAKE] = RED if lights.brake else (70, 14, 16)
+    if lights.brake:
+        lamps |= {cars.BRAKE, cars.LAMP_LEFT, cars.LAMP_RIGHT}
+    elif lights.head:
+        lamps |= {cars.LAMP_LEFT, cars.LAMP_RIGHT}
+    for index, on in ((cars.LEFT, lights.left), (cars.RIGHT, lights.right)):
+        colours[index] = AMBER if on else AMBER_OFF
+        if on:
+            lamps.add(index)
+    colours[cars.HEAD] = HEAD_ON if lights.head else HEAD_OFF
+    if lights.head:
+        lamps.add(cars.HEAD)
+    return Finish(colours, frozenset(lamps))
+
+
+def _glows(canvas: Canvas, pose: Pose, size: Array, form: str, lights: Lights) -> None:
+    """Light around the lamps that are on and look towards the camera."""
+    x, y, heading = pose
     length, width, height = (float(side) for side in size)
-    tall = height >= TALL_M
-    paint = PAINTS[seed % len(PAINTS)]
-    distance = math.hypot(pose[0] - canvas.position[0], pose[1])
-    waist = 0.92 * height if tall else 0.56 * height
-    eye = canvas.position
-    pile = _Pile()
-    pile.add(Box(pose, (length + 0.2, width + 0.2), (0.0, 0.01), 0.0, eye).face("top"), canvas.hazy(SHADOW, distance))
-    body = Box(pose, (length, width), (0.28, waist), 0.015, eye)
-    for name in body.visible:
-        pile.add(body.face(name), canvas.hazy(paint, distance, body.light(name)))
-    _add_wheels(pile, Box(pose, (length, width), (0.0, 0.66), 0.0, eye), canvas.hazy(TYRE, distance))
-    glass = canvas.hazy(GLASS, distance)
-    if tall:
-        if "front" in body.visible:
-            pile.add(_inset(body.face("front"), 0.08, 0.92, 0.55, 0.85), glass)
-    else:
-        behind = (pose[0] - 0.06 * length * math.cos(pose[2]), pose[1] - 0.06 * length * math.sin(pose[2]), pose[2])
-        cabin = Box(behind, (0.62 * length, 0.94 * width), (waist, height), 0.13, eye)
-        for name in cabin.visible:
-            pile.add(cabin.face(name), canvas.hazy(paint, distance, cabin.light(name)))
-            if name != "top":
-                pile.add(_inset(cabin.face(name), 0.08, 0.92, 0.12, 0.86), glass)
-    _add_lights(pile, body, braking, tall, canvas.hazy(TAIL_OFF, distance))
-    canvas.fill_all(pile.polygons, pile.colours)
+    cos, sin = math.cos(heading), math.sin(heading)
+    ahead = cos * (canvas.position[0] - x) + sin * (canvas.position[1] - y)
+    up = 0.25 * height if form in ("bus", "lorry") else 0.48 * height
+    ground = float(canvas.terrain.heights(np.array([[x, y]]))[0])
+    dark = 1.0 if canvas.air.night else 0.75 if canvas.air.lamps_on else 0.6
+    # a lamp far away still lights some pixels
+    smallest = 2.6 / canvas.pixels_per_metre(np.array([x, y]))
 
+    def add(along: float, aside: float, z: float, radius: float, colour: Colour, strength: float) -> None:
+        point = np.array([x + cos * along - sin * aside, y + sin * along + cos * aside, ground + z])
+        canvas.glow(point, max(radius, smallest), colour, strength * dark)
 
-def _add_wheels(pile: _Pile, box: Box, colour: Colour) -> None:
-    for name in box.visible:
-        if name in ("left", "right"):
-            for start in (0.12, 0.74):
-                pile.add(_inset(box.face(name), start, start + 0.14, 0.0, 1.0), colour)
-        elif name in ("rear", "front"):
-            for start in (0.04, 0.8):
-                pile.add(_inset(box.face(name), start, start + 0.16, 0.0, 0.5), colour)
-
-
-def _add_lights(pile: _Pile, body: Box, braking: bool, tall: bool, dark: Colour) -> None:
-    low, high = (0.1, 0.22) if tall else (0.42, 0.82)
-    if "rear" in body.visible:
-        rear = body.face("rear")
-        # brake lights are larger, have a bright core and a third lamp in the middle, and shine through the haze
-        reach = 0.26 if braking else 0.2
-        for start in (0.02, 0.98 - reach + 0.02):
-            pile.add(_inset(rear, start, start + reach - 0.02, low, high), TAIL_ON if braking else dark)
-            if braking:
-                core = low + 0.1 * (high - low), low + 0.7 * (high - low)
-                pile.add(_inset(rear, start + 0.04, start + reach - 0.08, *core), GLOW)
-        if braking:
-            pile.add(_inset(rear, 0.4, 0.6, 0.92, 1.06), TAIL_ON)
-    if "front" in body.visible:
-        for start in (0.03, 0.8):
-            pile.add(_inset(body.face("front"), start, start + 0.17, low, high), HEADLIGHT)
+    side = 0.4 * width
+    if ahead < -length / 2:
+        if lights.brake:
+            for aside in (side, -side):
+                add(-length / 2 - .05, aside, up, 0.55, (255, 40, 24), 0.9)
+        elif lights.head:
+            for aside in (side, -side):
+                add(-length / 2 - .05, aside, up, 0.3, (200, 24, 16), 0.5)
+        for on, aside in ((lights.left, side), (lights.right, -side)):
+            if on:
+                add(-length / 2 - .05, 1.12 * aside, up, 0.55, AMBER, 0.9)
+    elif ahead > length / 2:
+        if lights.head:
+            for aside in (side, -side):
+                add(length / 2 + .05, aside, 0.9 if form in ("bus", "lorry") else 0.45 * height, 0.9, HEAD_ON, 0.8)
+        for on, aside in ((lights.left, side), (lights.right, -side)):
+            if on:
+                add(length / 2 + .05, 1.12 * aside, up, 0.5, AMBER, 0.8)
