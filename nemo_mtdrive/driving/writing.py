@@ -68,8 +68,8 @@ def write_scenes(address: Address, out: Path, layout: Layout, workers: int, adva
         SceneError: a bad number, a source that cannot be opened, or a folder that holds another set.
     """
     if layout.kind not in LAYOUTS or min(workers, layout.shard_size, layout.width, layout.height) < 1:
-        raise SceneError(f"writing scenes: got {layout} and {workers} workers; set the kind to one of {', '.join(LAYOUTS)} and "
-                         "numbers to 1 or more")
+        raise SceneError(f"writing scenes: got {layout} and {workers} workers; set the kind to one of "
+                         f"{', '.join(LAYOUTS)} and numbers to 1 or more")
     source = source or open_scenes(address, layout.width, layout.height)
     ids = list(source.ids())
     out.mkdir(parents=True, exist_ok=True)
