@@ -21,6 +21,9 @@ from nemo_mtdrive.models import cpu, layers
 from nemo_mtdrive.models.network import Qwen25VLNetwork
 from nemo_mtdrive.models.vision import VisionTower
 
+RECOMPUTE = ("none", "selective", "full")
+_MODEL_TYPE = "qwen2_5_vl"
+
 
 @dataclass
 class VisionTowerConfig(Qwen25VLVisionConfig):
@@ -83,20 +86,26 @@ def megatron_config(
     sequence_parallel: bool,
     dtype: torch.dtype,
     max_length: int,
-    recompute: bool,
+    recompute: str = "none",
+    freeze_vision: bool = False,
+    freeze_projector: bool = False,
 ) -> Qwen25VLConfig:
     """Translate an HF configuration.
 
     Args:
+        sequence_parallel: split norms and residuals along the sequence too; without effect at `tensor_size` 1.
         dtype: of parameters and activations, float32 or bfloat16.
         max_length: longest sequence [tokens].
-        recompute: recompute every layer's activations in the backward pass (less memory, more time).
+        recompute: what the backward pass computes again instead of keeping it, one of `RECOMPUTE`: nothing, the MLPs'
+            insides ("selective", megatron's word), or whole layers ("full": least memory, a third more time).
+        freeze_vision: the vision tower is not trained. freeze_projector: nor is the patch merger behind it.
 
     Raises:
-        ValueError: a size cannot be divided over the ranks, or CPU is asked for what only GPUs do.
+        ValueError: the file describes another architecture, or a size cannot be divided over the ranks.
     """
     hf = hf_config_of(hf_config)
-    _check(hf, tensor_size, pipeline_size, sequence_parallel)
+    _check_family(hf, max_length)
+    _check_sizes(hf, tensor_size, pipeline_size)
     common: dict[str, Any] = _precision(dtype) | {
         "tensor_model_parallel_size": tensor_size,
         "hidden_dropout": 0.0,
@@ -109,11 +118,10 @@ def megatron_config(
         "apply_rope_fusion": False,  # the fused kernel knows no M-RoPE in batches
         "use_cpu_initialization": cpu.needed(),
     }
-    if recompute:
-        common |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    common |= _recompute(recompute)
     parallel = {
         "pipeline_model_parallel_size": pipeline_size,
-        "sequence_parallel": sequence_parallel,
+        "sequence_parallel": sequence_parallel and tensor_size > 1,
         "pipeline_dtype": dtype,
     }
     return Qwen25VLConfig(
@@ -123,9 +131,20 @@ def megatron_config(
         seq_length=max_length,
         hf=hf.to_dict(),
         image_token_id=hf.image_token_id,
+        freeze_vision_model=freeze_vision,
+        freeze_vision_projection=freeze_projector,
         variable_seq_lengths=pipeline_size > 1,  # micro-batches are padded to their own longest sequence
         **(common | parallel),
     )
+
+
+def _recompute(recompute: str) -> dict[str, Any]:
+    if recompute not in RECOMPUTE:
+        raise ValueError(f"recompute={recompute}: set it to one of {', '.join(RECOMPUTE)}")
+    if recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    # The MLP's inside is most of what a layer keeps; attention keeps little, whichever fused kernel runs it.
+    return {"recompute_granularity": "selective", "recompute_modules": ["mlp"]} if recompute == "selective" else {}
 
 
 def _precision(dtype: torch.dtype) -> dict[str, Any]:
@@ -191,7 +210,30 @@ class _ProjectorConfig(MultimodalProjectorConfig):
         return MultimodalProjector(self, layers.projector_spec(), self.projector_type, self.input_size)
 
 
-def _check(hf: Qwen2_5_VLConfig, tensor_size: int, pipeline_size: int, sequence_parallel: bool) -> None:
+def _check_family(hf: Qwen2_5_VLConfig, max_length: int) -> None:
+    """Refuse what a config.json may say and this model does not compute."""
+    vision, rope = hf.vision_config, hf.rope_scaling or {}
+    if hf.model_type != _MODEL_TYPE:
+        raise ValueError(f"model_type={hf.model_type}: this is the model for {_MODEL_TYPE}, give its config.json")
+    wanted: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "hidden_act": (hf.hidden_act, ("silu",)),
+        "vision_config.hidden_act": (vision.hidden_act, ("silu",)),
+        "vision_config.in_channels": (vision.in_channels, (3,)),
+        "vision_config.out_hidden_size": (vision.out_hidden_size, (hf.hidden_size,)),
+        "rope_scaling.type": (rope.get("type", rope.get("rope_type")), ("mrope", "default")),
+        "sum of rope_scaling.mrope_section": (
+            sum(rope.get("mrope_section", ())),
+            (hf.hidden_size // hf.num_attention_heads // 2,),
+        ),
+    }
+    for name, (value, known) in wanted.items():
+        if value not in known:
+            raise ValueError(f"{name}={value}: this model computes {' or '.join(map(str, known))} only")
+    if hf.use_sliding_window and hf.sliding_window < max_length:
+        raise ValueError(f"sliding_window={hf.sliding_window} is in use: set max_length={max_length} no higher than that")
+
+
+def _check_sizes(hf: Qwen2_5_VLConfig, tensor_size: int, pipeline_size: int) -> None:
     divided = {
         "num_attention_heads": hf.num_attention_heads,
         "num_key_value_heads": hf.num_key_value_heads,
@@ -207,5 +249,3 @@ def _check(hf: Qwen2_5_VLConfig, tensor_size: int, pipeline_size: int, sequence_
         raise ValueError(
             f"num_hidden_layers={hf.num_hidden_layers} is not a multiple of pipeline_parallel={pipeline_size}: lower it"
         )
-    if sequence_parallel and not layers.HAVE_TRANSFORMER_ENGINE:
-        raise ValueError("sequence_parallel=true needs transformer-engine: set it to false on this machine")

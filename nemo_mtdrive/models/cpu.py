@@ -1,17 +1,18 @@
 """Run megatron-core on CPU with gloo: the one place that knows how. Where CUDA is available nothing here does anything.
 
-megatron-core 0.15.3 names CUDA at a few call sites. Three things make it run without:
+megatron-core 0.15.3 names CUDA at a few call sites. Three things make it run without it:
 
 * `prepare_torch` stands in for the `torch.cuda` calls that megatron makes (device, streams, RNG, NVTX), so that they
   mean the CPU, mends `torch.distributed.scatter`, and declares torchvision's operators;
 * `install` gives the few megatron modules that build tensors with `device="cuda"` a `torch` whose factories build them
   on the CPU. Only those names are rebound: the hot path (layers, autograd) runs plain torch without any interception;
-* `install` replaces gradient clipping, which asserts CUDA tensor types.
+* `install` replaces gradient clipping, which asserts CUDA tensor types, and lets tied embeddings stay where they are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 from collections.abc import Callable, Iterable
@@ -129,6 +130,8 @@ def install() -> bool:
     random = importlib.import_module("megatron.core.tensor_parallel.random")
     random._set_cuda_rng_state = _set_rng_state  # type: ignore[attr-defined]
     random._get_cuda_rng_state = _get_rng_state  # type: ignore[attr-defined]
+    language = importlib.import_module("megatron.core.models.common.language_module.language_module").LanguageModule
+    language.setup_embeddings_and_output_layer = _staying_here(language.setup_embeddings_and_output_layer)
     return True
 
 
@@ -146,6 +149,21 @@ def clip_gradients(
     gradients = [parameter.grad.detach() for parameter in parameters if parameter.grad is not None]
     if coefficient < 1.0 and gradients:
         torch._foreach_mul_(gradients, coefficient)
+
+
+def _staying_here(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with `Tensor.cuda()` meaning "as it is"; megatron moves tied embeddings so when stages share them."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        original = torch.Tensor.cuda
+        torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign,assignment]
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch.Tensor.cuda = original  # type: ignore[method-assign]
+
+    return call
 
 
 _original_scatter = dist.scatter

@@ -38,10 +38,15 @@ def split_and_rotate(mixed: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tenso
     return query.flatten(2, 3), key.flatten(2, 3), value.flatten(2, 3)
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in the precision that sums want: float32, or float64 if it has that."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input_: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = input_.float()
+        wide = at_least_float32(input_)
         square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
         inverse = square.div_(wide.shape[-1]).add_(epsilon).rsqrt_()
         normal = wide * inverse
@@ -55,10 +60,10 @@ class _RMSNorm(torch.autograd.Function):
         normal, weight, inverse = ctx.saved_tensors
         size = normal.shape[-1]
         rows = normal.view(-1, size)
-        wide = gradient.reshape(-1, size).float()
+        wide = at_least_float32(gradient.reshape(-1, size))
         product = wide * rows
         weight_gradient = product.sum(dim=0)
-        mean = torch.mv(product, weight.float()).div_(size)
+        mean = torch.mv(product, at_least_float32(weight)).div_(size)
         result = (wide * weight).addcmul_(rows, mean[:, None], value=-1).mul_(inverse.view(-1, 1))
         return result.view(normal.shape).to(ctx.dtype), weight_gradient.to(weight.dtype), None
 

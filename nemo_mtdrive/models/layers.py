@@ -147,7 +147,7 @@ class RotarySelfAttention(SelfAttention):
         if packed_seq_params is not None:
             query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
         output = self.core_attention(query, key, value, attention_mask, packed_seq_params=packed_seq_params)
-        return self.linear_proj(output.view(*hidden_states.shape[:2], -1))
+        return self.linear_proj(output.view(*mixed.shape[:2], -1))
 
 
 class GatedMLP(MLP):

@@ -1,13 +1,14 @@
-"""Log-probabilities and entropies of given tokens from logits that are sharded over the vocabulary.
+"""Log-probabilities and entropies of given tokens, straight from hidden states: whole logits are never in memory.
 
-Without gradients (pi_old, pi_ref) they come from NeMo-Aligner's `from_parallel_logits_to_logprobs`, block by block. Where
-gradients or entropies are wanted, a function of ours gives the same numbers (a test holds the two together) in the
-logits' own memory: softmax is rebuilt block by block in the backward pass, and no [B, T, vocabulary] one-hot is made.
-Everything is computed in float32.
+The output projection is done block by block of tokens, with its vocabulary sharded over the tensor-parallel ranks. The
+backward pass projects each block again instead of keeping its logits, unless there is one block only. Every block holds
+`BLOCK_ELEMENTS` logits of this rank, so that 11,500 tokens of a vocabulary of 152,000 (7 GB in float32) cost 0.8 GB.
+The arithmetic behind the projection is float32.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +17,30 @@ from megatron.core import parallel_state
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nemo_mtdrive.models.aligner import from_parallel_logits_to_logprobs
+from nemo_mtdrive.models.kernels import at_least_float32
 
-_BLOCK = 1024
-"""Rows (tokens) of logits worked on at once."""
+BLOCK_ELEMENTS = 1 << 26
+"""Logits of a block on one rank; about three float32 tensors of this size are alive at once (0.8 GB)."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Which tokens are scored and how; the policy is softmax(logits / temperature)."""
+
+    scored: Tensor
+    """bool [B, T]; never t = 0."""
+    temperature: float = 1.0
+    want_entropy: bool = False
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A number for each scored token, in batch order."""
+
+    logprobs: Tensor
+    """float32 [scored tokens]: log p(token t | the tokens before)."""
+    entropy: Tensor | None
+    """float32 [scored tokens] of the distribution that token t was drawn from; None where not wanted."""
 
 
 def scored_tokens(lengths: Tensor, length: int) -> Tensor:
@@ -28,82 +49,117 @@ def scored_tokens(lengths: Tensor, length: int) -> Tensor:
     return (column > 0) & (column < lengths[:, None])
 
 
-def token_logprobs(logits: Tensor, tokens: Tensor, scored: Tensor, want_entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """Score some tokens of right-padded sequences.
+def spread(values: Tensor, scored: Tensor) -> Tensor:
+    """[scored tokens] -> float32 [B, T] with 0 where nothing is scored."""
+    return torch.zeros(scored.shape, device=values.device).masked_scatter(scored, values)
+
+
+def project_and_score(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, want_entropy: bool) -> Scores:
+    """Scores of `targets` under softmax(hidden @ weight^T / temperature).
 
     Args:
-        logits: [scored tokens, vocabulary / tp], the distributions that they were drawn from, in batch order.
-        tokens: int64 [B, T].
-        scored: bool [B, T].
-
-    Returns:
-        logprobs float32 [B, T]: entry t is log p(tokens[t] | tokens[<t]), 0 where not scored;
-        entropy float32 [B, T] of the distribution that token t was drawn from, or None.
+        hidden: [N, H], equal on all tensor-parallel ranks. Its gradient is this rank's part: sum it over the ranks.
+        weight: [V / tp, H], this rank's rows of the output projection.
+        targets: int64 [N], ids of the whole vocabulary.
     """
-    if want_entropy or logits.requires_grad:
-        logprobs, entropy = _VocabParallelScores.apply(logits, tokens[scored], want_entropy)
-    else:
-        logprobs, entropy = _without_gradient(logits, tokens[scored]), None
-
-    def spread(scores: Tensor) -> Tensor:
-        return torch.zeros(scored.shape, device=scores.device).masked_scatter(scored, scores)
-
-    return spread(logprobs), spread(entropy) if want_entropy else None
+    logprobs, entropy = _ProjectAndScore.apply(hidden, weight, targets, temperature, want_entropy)
+    return Scores(logprobs, entropy if want_entropy else None)
 
 
-def _without_gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """[N, V / tp] logits, [N] targets -> [N] log-probs, by NeMo-Aligner."""
-    blocks = [from_parallel_logits_to_logprobs(logits[None, rows].float(), targets[None, rows], inference_only=True,
-                                               higher_stability=True, ignore_last=False)[0]
-              for rows in _blocks(len(targets))]
-    return torch.cat(blocks) if blocks else torch.zeros(0, device=logits.device)
+def _blocks(rows: int, width: int) -> list[slice]:
+    size = max(1, BLOCK_ELEMENTS // width)
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-class _VocabParallelScores(torch.autograd.Function):
-    """[N, V / tp] logits, [N] targets -> [N] log-probs and [N] entropies (zeros when not wanted)."""
+def _project(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """[n, H] -> float32 [n, V / tp]."""
+    logits = at_least_float32(hidden @ weight.t())
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+class _ProjectAndScore(torch.autograd.Function):
+    """([N, H], [V / tp, H], [N]) -> [N] log-probs and [N] entropies (zeros when not wanted)."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, want_entropy: bool) -> tuple[Tensor, Tensor]:
-        group = parallel_state.get_tensor_model_parallel_group()
-        start = parallel_state.get_tensor_model_parallel_rank() * logits.shape[1]
-        local = targets - start
-        elsewhere = (local < 0) | (local >= logits.shape[1])
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, want_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        local = targets - parallel_state.get_tensor_model_parallel_rank() * weight.shape[0]
+        elsewhere = (local < 0) | (local >= weight.shape[0])
         local = local.masked_fill(elsewhere, 0)
-
-        peak = logits.amax(dim=1).float()
-        dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
-        sums = torch.zeros(3, len(targets), device=logits.device)
-        for rows in _blocks(len(targets)):
-            shifted = logits[rows].float() - peak[rows, None]
-            sums[1, rows] = shifted.gather(1, local[rows, None]).squeeze(1).masked_fill(elsewhere[rows], 0.0)
-            weights = shifted.exp()
-            sums[0, rows] = weights.sum(dim=1)
+        peaks = torch.zeros(len(targets), device=hidden.device)
+        sums = torch.zeros(3, len(targets), device=hidden.device)
+        blocks, kept = _blocks(len(targets), weight.shape[0]), None
+        for rows in blocks:
+            logits = _project(hidden[rows], weight, temperature)
+            peaks[rows] = logits.amax(dim=1)
+            sums[1, rows] = logits.gather(1, local[rows, None]).squeeze(1)
+            shifted = logits - peaks[rows, None]
+            exponentials = shifted.exp() if want_entropy else shifted.exp_()
+            sums[0, rows] = exponentials.sum(dim=1)
             if want_entropy:
-                sums[2, rows] = weights.mul_(shifted).sum(dim=1)
-        dist.all_reduce(sums, group=group)
-        total, target, weighted = sums
-        log_total = total.log()
-        entropy = log_total - weighted / total if want_entropy else torch.zeros_like(log_total)
-        ctx.save_for_backward(logits, peak + log_total, local, elsewhere, entropy)
-        ctx.want_entropy = want_entropy
-        return target - log_total, entropy
+                sums[2, rows] = exponentials.mul_(shifted).sum(dim=1)
+            kept = logits
+        peak, total, target, entropy = _combine(peaks, sums, elsewhere, want_entropy)
+        ctx.save_for_backward(hidden, weight, peak, total, local, elsewhere, entropy)
+        ctx.temperature, ctx.want_entropy = temperature, want_entropy
+        ctx.logits = kept if len(blocks) == 1 and (hidden.requires_grad or weight.requires_grad) else None
+        return target - total.log(), entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, logprob_gradient: Tensor, entropy_gradient: Tensor) -> tuple[Tensor, None, None]:
-        logits, normaliser, local, elsewhere, entropy = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        for rows in _blocks(len(local)):
-            logprobs = logits[rows].float() - normaliser[rows, None]
-            scale = -logprob_gradient[rows, None]
+    def backward(ctx: Any, of_logprob: Tensor, of_entropy: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden, weight, peak, total, local, elsewhere, entropy = ctx.saved_tensors
+        for_hidden, for_weight, *_ = ctx.needs_input_grad
+        hidden_gradient = torch.zeros_like(hidden) if for_hidden else None
+        # float32, because a sum over many blocks in bfloat16 would lose the small ones
+        weight_gradient = torch.zeros(weight.shape, device=weight.device) if for_weight else None
+        for rows in _blocks(len(local), weight.shape[0]):
+            logits = _project(hidden[rows], weight, ctx.temperature) if ctx.logits is None else ctx.logits
+            shifted = logits.sub_(peak[rows, None])
+            scale = -of_logprob[rows, None]
             if ctx.want_entropy:  # dH/dlogit = -p (log p + H)
-                scale = scale - entropy_gradient[rows, None] * (logprobs + entropy[rows, None])
-            block = logprobs.exp_().mul_(scale)
-            chosen = logprob_gradient[rows].masked_fill(elsewhere[rows], 0.0)
-            block.scatter_add_(1, local[rows, None], chosen[:, None])
-            gradient[rows] = block
-        return gradient, None, None
+                constant = (entropy - total.log())[rows, None]
+                scale = scale - of_entropy[rows, None] * (shifted + constant)
+            gradient = shifted.exp_().div_(total[rows, None]).mul_(scale)
+            chosen = of_logprob[rows].masked_fill(elsewhere[rows], 0.0)
+            gradient.scatter_add_(1, local[rows, None], chosen[:, None])
+            gradient = gradient.div_(ctx.temperature).to(weight.dtype)
+            if hidden_gradient is not None:
+                hidden_gradient[rows] = gradient @ weight
+            if weight_gradient is not None:
+                _add_product(weight_gradient, gradient.t(), hidden[rows])
+        ctx.logits = None  # overwritten above
+        return hidden_gradient, None if weight_gradient is None else weight_gradient.to(weight.dtype), None, None, None
 
 
-def _blocks(rows: int) -> list[slice]:
-    return [slice(start, min(start + _BLOCK, rows)) for start in range(0, rows, _BLOCK)]
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, where total is float32."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)
+
+
+def _combine(peaks: Tensor, sums: Tensor, elsewhere: Tensor, want_entropy: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Join the ranks' parts of the vocabulary with two small messages, however many blocks there were.
+
+    Args:
+        peaks: [N] the largest logit on this rank.
+        sums: [3, N] sum of e^(x - peak), the target's logit, sum of e^(x - peak) (x - peak).
+
+    Returns:
+        [N] the largest logit of all, the sum of e^(x - largest), the target's logit less the largest, the entropy (0
+        when not wanted).
+    """
+    group = parallel_state.get_tensor_model_parallel_group()
+    peak = peaks.clone()
+    dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
+    lower = peaks - peak
+    factor = lower.exp()
+    target = (sums[1] - peak).masked_fill(elsewhere, 0.0)
+    joined = torch.stack((sums[0] * factor, target, (sums[2] + lower * sums[0]) * factor))
+    dist.all_reduce(joined, group=group)
+    total, target, weighted = joined
+    entropy = total.log() - weighted / total if want_entropy else torch.zeros_like(total)
+    return peak, total, target, entropy

@@ -1,18 +1,31 @@
-"""The network itself: NeMo's Megatron Qwen2.5-VL with HF token ids, and images that several sequences share."""
+"""The network itself: NeMo's Megatron Qwen2.5-VL with HF token ids, images that several sequences share, packing.
+
+Sequences come padded on the right, [B, T], or packed, [1, T] with the bounds of the segments in it. Attention is causal
+and stays inside a sequence or segment, so that padding needs no mask: it never reaches a real token.
+"""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
+import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
 from nemo.collections.vlm.qwen2vl.model.base import MCoreQwen2VLModel
 from torch import Tensor
 
 from nemo_mtdrive.models.layers import rotary_table
+from nemo_mtdrive.models.logprobs import Scores, Scoring, project_and_score
+from nemo_mtdrive.models.packing import packed_params
 
 
 class Qwen25VLNetwork(MCoreQwen2VLModel):
-    """One pipeline stage of the model. Causal, right-padded: a padded position never reaches a real one."""
+    """One pipeline stage of the model."""
 
     def forward(
         self,
@@ -21,46 +34,65 @@ class Qwen25VLNetwork(MCoreQwen2VLModel):
         pixel_values: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         image_index: Tensor | None = None,
-        scored: Tensor | None = None,
-    ) -> Tensor:
-        """Logits, or the hidden state for the next stage.
+        segments: Tensor | None = None,
+        scoring: Scoring | None = None,
+    ) -> Tensor | Scores:
+        """Scores or logits, or the hidden state for the next stage.
 
         Args:
             tokens: int64 [B, T], HF's ids, image placeholders expanded.
-            positions: int64 [3, B, T], M-RoPE positions (time, height, width).
-            pixel_values: [N, 1176] patches of the unique images, or None.
+            positions: int64 [3, B, T], M-RoPE positions (time, height, width); in a packed row they begin again with
+                each segment.
+            pixel_values: [N, channels * frames * patch * patch] patches of the unique images, or None.
             image_grid_thw: int64 [n, 3] their grids in patches.
             image_index: int64 [runs], for each run of placeholders in batch order the unique image that feeds it;
                 None says that the runs take the images in order.
-            scored: bool [B, T], the tokens whose logits are wanted (never t = 0), or None for the logits of all.
+            segments: int32 [S + 1], where the segments of a packed row begin, and the end: 0, ..., T. None: not packed.
+            scoring: which tokens are scored and how, or None for the logits of all.
 
         Returns:
-            On the last stage [B, T, vocabulary / tp], or with `scored` [tokens, vocabulary / tp]: a row for each token
-            that is scored, in batch order, from the position before it. On other stages [T, B, hidden].
+            On the last stage with `scoring` the `Scores`, without it logits [B, T, vocabulary / tp]. On other stages
+            [T, B, hidden] (sequence parallel: this rank's part of T).
 
         Raises:
             ValueError: placeholders and images do not match.
         """
-        if self.sequence_parallel_lm and tokens.shape[1] % parallel_state.get_tensor_model_parallel_world_size():
-            raise ValueError(f"{tokens.shape[1]} tokens do not divide over the sequence-parallel ranks: pad to a multiple")
+        length = tokens.shape[1]
+        missing = -length % parallel_state.get_tensor_model_parallel_world_size() if self.sequence_parallel_lm else 0
+        if missing:  # the ranks take equal parts of the sequence; any id will do that is no image
+            filler = int(self.config.image_token_id == 0)
+            tokens, positions = F.pad(tokens, (0, missing), value=filler), F.pad(positions, (0, missing))
         embeddings = self._embed(tokens, pixel_values, image_grid_thw, image_index) if self.pre_process else None
         language = self.language_model
-        rotary = rotary_table(language.rotary_pos_emb(positions, language.mrope_section))
-        hidden = language.decoder(hidden_states=embeddings, attention_mask=None, rotary_pos_emb=rotary)
-        return self._logits(hidden, scored) if self.post_process else hidden
+        hidden = language.decoder(
+            hidden_states=embeddings,
+            attention_mask=None,
+            rotary_pos_emb=rotary_table(language.rotary_pos_emb(positions, language.mrope_section)),
+            packed_seq_params=None if segments is None else packed_params(segments, tokens.shape[1]),
+        )
+        if not self.post_process:
+            return hidden
+        return self._logits(hidden)[:, :length] if scoring is None else self._scores(hidden, tokens[:, :length], scoring)
 
-    def _logits(self, hidden: Tensor, scored: Tensor | None) -> Tensor:
-        language = self.language_model
-        weight = language.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
-        if scored is None:
-            logits, _ = language.output_layer(hidden, weight=weight)
-            return logits.transpose(0, 1).contiguous()
-        row, column = scored.nonzero(as_tuple=True)
-        if self.sequence_parallel_lm:  # the output layer gathers the sequence: the rows are at hand only after it
-            logits, _ = language.output_layer(hidden, weight=weight)
-            return logits[column - 1, row]
-        logits, _ = language.output_layer(hidden[column - 1, row].unsqueeze(1), weight=weight)
-        return logits.squeeze(1)
+    def _output_weight(self) -> Tensor:
+        if self.share_embeddings_and_output_weights:
+            return self.language_model.shared_embedding_or_output_weight()
+        return self.language_model.output_layer.weight
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits, _ = self.language_model.output_layer(hidden, weight=self._output_weight())
+        return logits.transpose(0, 1).contiguous()
+
+    def _scores(self, hidden: Tensor, tokens: Tensor, scoring: Scoring) -> Scores:
+        """Only the rows before scored tokens are projected: a prompt costs nothing here."""
+        row, column = scoring.scored.nonzero(as_tuple=True)
+        if self.sequence_parallel_lm:
+            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True)
+            chosen = hidden[column - 1, row]
+        else:
+            chosen = copy_to_tensor_model_parallel_region(hidden[column - 1, row])
+        targets = tokens[scoring.scored]
+        return project_and_score(chosen, self._output_weight(), targets, scoring.temperature, scoring.want_entropy)
 
     def _embed(self, tokens: Tensor, pixel_values: Tensor | None, grid: Tensor | None, image_index: Tensor | None) -> Tensor:
         """[T, B, hidden] with the images' features in place of their placeholders."""
@@ -78,7 +110,8 @@ class Qwen25VLNetwork(MCoreQwen2VLModel):
     def _image_features(self, pixel_values: Tensor, grid: Tensor, image_index: Tensor | None, placeholders: int) -> Tensor:
         """[placeholders, hidden]: each unique image is encoded once, then handed to every run that shows it."""
         grids = tuple((frames, height, width) for frames, height, width in grid.tolist())
-        encoded, inverse = self.vision_model(pixel_values, grids)
+        with torch.no_grad() if self.config.freeze_vision_model else nullcontext():  # a frozen tower keeps no activations
+            encoded, inverse = self.vision_model(pixel_values, grids)
         features = self.vision_projection(encoded).index_select(0, inverse)
         unit = self.vision_model.spatial_merge_unit
         lengths = [frames * height * width // unit for frames, height, width in grids]

@@ -12,7 +12,7 @@ A micro-batch is a dict of tensors: tokens int64 [B, T], positions int64 [3, B, 
 are images pixel_values float32 [N, 1176], image_grid_thw int64 [n, 3], image_index int64 [runs] (which of the n images
 feeds each run of placeholders); plus whatever the loss function reads. With mask bool [B, T] only those tokens get a
 log-prob (the others 0), which saves the output layer on prompts and images; without it all real tokens but the first
-do.
+do. A packed micro-batch (`packing`) is a row [1, T] with segments int32 [S + 1]; padded and packed ones may be mixed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from transformers import Qwen2_5_VLConfig
 from nemo_mtdrive.models import parallel, parameters
 from nemo_mtdrive.models.aligner import AlignableGenerativeInterface
 from nemo_mtdrive.models.architecture import Qwen25VLConfig, megatron_config
-from nemo_mtdrive.models.logprobs import scored_tokens, token_logprobs
+from nemo_mtdrive.models.logprobs import Scores, Scoring, scored_tokens, spread
 from nemo_mtdrive.models.network import Qwen25VLNetwork
 from nemo_mtdrive.models.optimizer import OptimizerOptions, make_optimizer
+from nemo_mtdrive.models.packing import predicted_tokens
 
 Microbatch = dict[str, Any]
 LossFunction = Callable[[Tensor, Microbatch], tuple[Tensor, dict[str, Tensor]]]
@@ -116,13 +117,12 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
         # mcore averages over micro-batches and data-parallel ranks; this makes it a sum again.
         scale = float(len(batch) * parallel.ranks().data_size)
 
-        def reduce(output: Tensor, microbatch: Microbatch) -> tuple[Tensor, dict[str, Tensor]]:
-            logprobs, entropy = self._score(output, microbatch, self.want_entropy)
-            seen = microbatch if entropy is None else microbatch | {"entropy": entropy}
-            loss, metrics = loss_function(logprobs, seen)
+        def reduce(scores: Scores, scored: Tensor, microbatch: Microbatch) -> tuple[Tensor, dict[str, Tensor]]:
+            entropy = {} if scores.entropy is None else {"entropy": spread(scores.entropy, scored)}
+            loss, metrics = loss_function(spread(scores.logprobs, scored), microbatch | entropy)
             return loss * scale, {"loss": loss.detach(), **metrics}
 
-        results = self._schedule(batch, reduce, forward_only)
+        results = self._schedule(batch, reduce, forward_only, want_entropy=self.want_entropy)
         summed: dict[str, float] | None = None
         if parallel.ranks().is_last_stage:
             summed = {name: sum(float(result[name]) for result in results) for name in results[0]}
@@ -145,8 +145,8 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
     def get_inference_log_probs(self, microbatches: Sequence[Microbatch]) -> list[Tensor]:
         """float32 [B, T] for each micro-batch, on every rank, without gradients; entry 0 and padding are 0."""
 
-        def reduce(output: Tensor, microbatch: Microbatch, **_: Any) -> Tensor:
-            return self._score(output, microbatch, want_entropy=False)[0]
+        def reduce(scores: Scores, scored: Tensor, _: Microbatch, **__: Any) -> Tensor:
+            return spread(scores.logprobs, scored)
 
         training = self.module.training
         self.module.eval()
@@ -194,7 +194,12 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
         return self.optimizer
 
     def _schedule(
-        self, microbatches: Sequence[Microbatch], reduce: Callable[..., Any], forward_only: bool, collect: bool = False
+        self,
+        microbatches: Sequence[Microbatch],
+        reduce: Callable[..., Any],
+        forward_only: bool,
+        collect: bool = False,
+        want_entropy: bool = False,
     ) -> list[Any]:
         """Run megatron's schedule (with or without pipeline); returns what `reduce` gave, on the last stage."""
         if not microbatches:
@@ -203,15 +208,17 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
 
         def step(iterator: Iterator[Microbatch], network: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             microbatch = _to(next(iterator), device)
+            scored = scored_mask(microbatch)
             output = network(
                 microbatch["tokens"],
                 microbatch["positions"],
                 microbatch.get("pixel_values"),
                 microbatch.get("image_grid_thw"),
                 microbatch.get("image_index"),
-                _scored(microbatch),
+                microbatch.get("segments"),
+                Scoring(scored, self.temperature, want_entropy),
             )
-            return output, lambda output, **options: reduce(output, microbatch, **options)
+            return output, lambda output, **options: reduce(output, scored, microbatch, **options)
 
         batch, length = microbatches[0]["tokens"].shape
         with torch.set_grad_enabled(not forward_only):
@@ -226,10 +233,6 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
                 collect_non_loss_data=collect,
             )
 
-    def _score(self, logits: Tensor, microbatch: Microbatch, want_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        tempered = logits if self.temperature == 1.0 else logits / self.temperature
-        return token_logprobs(tempered, microbatch["tokens"], _scored(microbatch), want_entropy)
-
     @torch.no_grad()
     def _copy_in(self, state: Mapping[str, Tensor]) -> None:
         for name, tensor in self.module.named_parameters():
@@ -243,7 +246,9 @@ def build_model(
     sequence_parallel: bool,
     dtype: torch.dtype,
     max_length: int,
-    recompute: bool,
+    recompute: str = "none",
+    freeze_vision: bool = False,
+    freeze_projector: bool = False,
     engine: Any = None,
 ) -> Qwen25VLModel:
     """Build this rank's part of the model on its device; `parallel.initialise` comes first, the weights after.
@@ -259,6 +264,8 @@ def build_model(
         dtype=dtype,
         max_length=max_length,
         recompute=recompute,
+        freeze_vision=freeze_vision,
+        freeze_projector=freeze_projector,
     )
     model = Qwen25VLModel(config, optimizer, engine)
     model.configure_model()
@@ -266,8 +273,13 @@ def build_model(
     return model
 
 
-def _scored(microbatch: Microbatch) -> Tensor:
-    scored = scored_tokens(microbatch["lengths"], microbatch["tokens"].shape[1])
+def scored_mask(microbatch: Microbatch) -> Tensor:
+    """bool [B, T], or [1, T] of a packed micro-batch: the tokens that get a log-prob."""
+    tokens = microbatch["tokens"]
+    if "segments" in microbatch:
+        scored = predicted_tokens(microbatch["segments"], tokens.shape[1])
+    else:
+        scored = scored_tokens(microbatch["lengths"], tokens.shape[1])
     return scored & microbatch["mask"] if "mask" in microbatch else scored
 
 

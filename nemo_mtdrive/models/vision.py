@@ -1,7 +1,7 @@
 """The vision tower: NeMo's Qwen2.5-VL encoder, attention per window or per image, geometry computed once a size.
 
-Patches of an image come in the order of HF's processor: merged cells row by row, the 2 x 2 patches of a cell together.
-Inside the tower the cells are reordered window by window; `forward` undoes that.
+Patches of an image come in the order of HF's processor: merged cells row by row, the patches of a cell (2 x 2 in the
+published models) together. Inside the tower the cells are reordered window by window; `forward` undoes that.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from nemo.collections.vlm.qwen2vl.model.vision import Qwen25VisionModel
 from torch import Tensor
 
 from nemo_mtdrive.models.layers import rotary_table
+from nemo_mtdrive.models.packing import packed_params
 
 Grid = tuple[int, int, int]
 """(frames, height, width) of an image in patches."""
@@ -36,17 +37,17 @@ class Geometry:
 
 
 class VisionTower(Qwen25VisionModel):
-    """[patches, 3 * 2 * 14 * 14] pixels -> [cells, hidden * 4] features before the patch merger, in image order."""
+    """[patches, pixels of a patch] -> [cells, hidden * merge^2] features before the patch merger, in image order."""
 
     def forward(self, pixel_values: Tensor, grids: tuple[Grid, ...]) -> tuple[Tensor, Tensor]:
         """Encode several images at once.
 
         Args:
-            pixel_values: [patches, 1176] of all images.
+            pixel_values: [patches, channels * frames * patch * patch] of all images.
             grids: of each image, in patches.
 
         Returns:
-            features [cells, 4 * hidden] in window order, and the index that puts them back in image order (apply it
+            features [cells, merge^2 * hidden] in window order, and the index that puts them back in image order (apply it
             after the patch merger, which works cell by cell).
         """
         geometry = self.geometry(grids, pixel_values.device)
@@ -112,8 +113,5 @@ def _window_order(height: int, width: int, window: int) -> tuple[Tensor, Tensor]
 
 
 def _packed(lengths: Tensor, device: torch.device) -> PackedSeqParams:
-    bounds = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(device=device, dtype=torch.int32)
-    longest = int(lengths.max())
-    return PackedSeqParams(
-        qkv_format="thd", cu_seqlens_q=bounds, cu_seqlens_kv=bounds, max_seqlen_q=longest, max_seqlen_kv=longest
-    )
+    bounds = F.pad(lengths.cumsum(0), (1, 0)).to(device)
+    return packed_params(bounds, int(lengths.sum()))

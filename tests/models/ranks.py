@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,26 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from nemo_mtdrive.models import checkpoint, cpu, parallel
+from nemo_mtdrive.models import logprobs as scores_module
 from nemo_mtdrive.models.aligner import from_parallel_logits_to_logprobs
-from nemo_mtdrive.models.logprobs import scored_tokens, token_logprobs
-from nemo_mtdrive.models.qwen25_vl import Microbatch, OptimizerOptions, Qwen25VLModel, build_model
+from nemo_mtdrive.models.logprobs import project_and_score, scored_tokens
+from nemo_mtdrive.models.packing import pack
+from nemo_mtdrive.models.qwen25_vl import Microbatch, Qwen25VLModel, build_model
 from tests.models import material
+from tests.models.parity_checks import OPTIONS, Found, against_hf, exact, gradients_of
 
-Found = dict[str, Any]
-OPTIONS = OptimizerOptions(1.0, 0.01, 0.9, 0.95, 1e-3, distributed=False)
 LEARNING_RATE = 1e-3
 
 
-def new_model() -> Qwen25VLModel:
+def new_model(**options: Any) -> Qwen25VLModel:
     """A model with the test weights, made ready for training on a plain negative log-likelihood."""
     torch.manual_seed(0)
     model = build_model(
         material.hf_config(),
         optimizer=OPTIONS,
-        sequence_parallel=False,
         dtype=torch.float32,
         max_length=256,
-        recompute=False,
-        engine=None,
+        **({"sequence_parallel": False} | options),
     )
     model.load_hf_state(material.weights())
     model.loss_function = lambda logprobs, microbatch: (
@@ -60,59 +60,10 @@ def weights_of(model: Qwen25VLModel) -> dict[str, torch.Tensor]:
     return dict(model.export_hf_state())
 
 
-def gradients_of(model: Qwen25VLModel) -> dict[str, torch.Tensor]:
-    """The gradients under HF's names, as the weights are exported."""
-    kept = {name: tensor.detach().clone() for name, tensor in model.module.named_parameters()}
-    model._copy_in({name: tensor.main_grad for name, tensor in model.module.named_parameters()})
-    found = weights_of(model)
-    model._copy_in(kept)
-    return found
-
-
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """The largest absolute difference over all tensors; the names must be equal."""
     assert one.keys() == other.keys(), sorted(one.keys() ^ other.keys())
     return max((one[name] - other[name]).abs().max().item() for name in one)
-
-
-def whole(logits: torch.Tensor) -> torch.Tensor:
-    """Logits over the whole vocabulary."""
-    from megatron.core import tensor_parallel
-
-    return tensor_parallel.gather_from_tensor_model_parallel_region(logits)
-
-
-def parity(model: Qwen25VLModel, _: Path) -> Found:
-    """Against HF: logits, loss, every gradient, log-probs."""
-    batch, hf = material.batch(), material.hf_model()
-    mask = batch["attention_mask"].bool()
-    reference = hf(
-        input_ids=batch["tokens"],
-        attention_mask=batch["attention_mask"],
-        pixel_values=batch["pixel_values"],
-        image_grid_thw=batch["image_grid_thw"],
-        position_ids=batch["positions"],
-    ).logits
-    with torch.no_grad():
-        logits = whole(model.module(batch["tokens"], batch["positions"], batch["pixel_values"], batch["image_grid_thw"]))
-    expected = material.dense_logprobs(reference, batch["tokens"]) * scored_tokens(batch["lengths"], mask.shape[1])
-    expected_loss = -(expected * batch["weight"]).sum()
-    expected_loss.backward()
-    model.prepare_for_training_step()
-    loss, _metrics = model.get_loss_and_metrics([batch], forward_only=False)
-    copies = parallel.ranks().data_size  # each data-parallel rank gave the same batch, and what is optimised is the sum
-    loss = loss / copies
-    gradients = {name: tensor.grad * copies for name, tensor in hf.named_parameters()}
-    (logprobs,) = model.get_inference_log_probs([batch])
-    return {
-        "logits": (logits - reference)[mask].abs().max().item(),
-        "logits_scale": reference.abs().max().item(),
-        "loss": abs(loss - expected_loss.item()) / expected_loss.item(),
-        "gradients": largest_difference(gradients_of(model), gradients) / copies,
-        "gradients_scale": max(tensor.abs().max().item() for tensor in gradients.values()),
-        "logprobs": (logprobs - expected).abs().max().item(),
-        "forward_only_loss": abs(model.get_loss_and_metrics([batch], forward_only=True)[0] / copies - loss),
-    }
 
 
 def round_trip(model: Qwen25VLModel, _: Path) -> Found:
@@ -126,38 +77,50 @@ def round_trip(model: Qwen25VLModel, _: Path) -> Found:
 
 
 def scoring(model: Qwen25VLModel, _: Path) -> Found:
-    """The log-prob function against NeMo-Aligner's and dense torch, values and gradients; what it is aligned to."""
-    batch = material.batch()
-    tokens, lengths = batch["tokens"], batch["lengths"]
+    """Fused projection and scores against dense torch and NeMo-Aligner: values and gradients, one block and many."""
     ranks = parallel.ranks()
-    vocabulary = 96
-    targets = tokens % vocabulary
+    tokens, size, vocabulary, temperature = 70, 24, 96, 0.7
     torch.manual_seed(3)
-    dense = (torch.randn(*tokens.shape, vocabulary) * 4).requires_grad_()
-    part = vocabulary // ranks.tensor_size
-    local = dense.detach()[..., ranks.tensor_rank * part : (ranks.tensor_rank + 1) * part].clone().requires_grad_()
-    scored = scored_tokens(lengths, tokens.shape[1])
-    row, column = scored.nonzero(as_tuple=True)
-    logprobs, entropy = token_logprobs(local[row, column - 1], targets, scored, want_entropy=True)
-    expected = material.dense_logprobs(dense, targets) * scored
-    table = torch.log_softmax(dense, -1)
-    expected_entropy = torch.nn.functional.pad(-(table.exp() * table).sum(-1)[:, :-1], (1, 0)) * scored
-    aligner = from_parallel_logits_to_logprobs(local.detach(), targets, higher_stability=True)
-    weight = torch.rand(tokens.shape)
-    (logprobs * weight - entropy * weight.square()).sum().backward()
-    (expected * weight - expected_entropy * weight.square()).sum().backward()
-    expected_gradient = dense.grad[..., ranks.tensor_rank * part : (ranks.tensor_rank + 1) * part]
+    hidden, weight = torch.randn(tokens, size), torch.randn(vocabulary, size)
+    targets, upstream = torch.randint(vocabulary, (tokens,)), torch.rand(2, tokens)
+    dense = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
+    logits = dense[0] @ dense[1].t() / temperature
+    table = torch.log_softmax(logits, -1)
+    logprobs, entropy = table.gather(1, targets[:, None]).squeeze(1), -(table.exp() * table).sum(1)
+    (logprobs * upstream[0] + entropy * upstream[1]).sum().backward()
+    part = slice(ranks.tensor_rank * vocabulary // ranks.tensor_size, (ranks.tensor_rank + 1) * vocabulary // ranks.tensor_size)
+    local = logits.detach()[None, :, part].contiguous()
+    aligner = from_parallel_logits_to_logprobs(local, targets[None], higher_stability=True, ignore_last=False)[0]
+    found: Found = {"aligner": (aligner - logprobs).abs().max().item()}
+    usual = scores_module.BLOCK_ELEMENTS
+    for name, block in (("one_block", usual), ("blocks", 9 * vocabulary)):
+        scores_module.BLOCK_ELEMENTS = block
+        mine = [hidden.clone().requires_grad_(), weight[part].clone().requires_grad_()]
+        scores = project_and_score(mine[0], mine[1], targets, temperature, want_entropy=True)
+        (scores.logprobs * upstream[0] + scores.entropy * upstream[1]).sum().backward()
+        dist.all_reduce(mine[0].grad, group=parallel_state.get_tensor_model_parallel_group())
+        found[name] = {
+            "logprobs": (scores.logprobs - logprobs).abs().max().item(),
+            "entropy": (scores.entropy - entropy).abs().max().item(),
+            "hidden": ((mine[0].grad - dense[0].grad).norm() / dense[0].grad.norm()).item(),
+            "weight": ((mine[1].grad - dense[1].grad[part]).norm() / dense[1].grad[part].norm()).item(),
+        }
+    scores_module.BLOCK_ELEMENTS = usual
+    return found
+
+
+def masking(model: Qwen25VLModel, _: Path) -> Found:
+    """Only the tokens of `mask` are scored, and the same as without it; the first entry and padding are 0."""
+    batch = material.batch()
     only = model.get_inference_log_probs([batch | {"mask": batch["weight"] > 0.01}])[0]
     everything = model.get_inference_log_probs([batch])[0]
+    scored = scored_tokens(batch["lengths"], batch["tokens"].shape[1])
     return {
-        "logprobs": (logprobs - expected).abs().max().item(),
-        "entropy": (entropy - expected_entropy).abs().max().item(),
-        "gradient": (local.grad - expected_gradient).abs().max().item(),
-        "aligner": ((logprobs[:, 1:] - aligner) * scored[:, 1:]).abs().max().item(),
-        "first_entry": logprobs[:, 0].abs().max().item(),
-        "padding": logprobs[~scored].abs().max().item(),
+        "first_entry": everything[:, 0].abs().max().item(),
+        "padding": everything[~scored].abs().max().item(),
         "mask": (only - everything * (batch["weight"] > 0.01)).abs().max().item(),
         "mask_zeros": only[batch["weight"] <= 0.01].abs().max().item(),
+        "none": model.get_inference_log_probs([batch | {"mask": torch.zeros_like(scored)}])[0].abs().max().item(),
     }
 
 
@@ -180,12 +143,12 @@ def alignment(model: Qwen25VLModel, _: Path) -> Found:
     }
 
 
-def sharing(model: Qwen25VLModel, _: Path) -> Found:
+def sharing(model: Qwen25VLModel, _: Path, packed: bool = False) -> Found:
     """One image under several sequences: the same as a copy of it for each."""
     shared, copied = material.shared_images()
     found: Found = {}
     gradients = []
-    for batch in (shared, copied):
+    for batch in (pack(shared) if packed else shared, copied):
         model.prepare_for_training_step()
         loss, _metrics = model.get_loss_and_metrics([batch], forward_only=False)
         gradients.append((loss, gradients_of(model)))
@@ -201,6 +164,41 @@ def sharing(model: Qwen25VLModel, _: Path) -> Found:
             model.get_inference_log_probs([shared | change])
         except ValueError as error:
             found[name] = str(error)
+    return found
+
+
+def packed_sharing(model: Qwen25VLModel, directory: Path) -> Found:
+    """The same with the four sequences in one row."""
+    return sharing(model, directory, packed=True)
+
+
+def options(model: Qwen25VLModel, _: Path) -> Found:
+    """Recomputation changes no bit of a gradient; what is frozen keeps its weights and the rest learns as before."""
+    batches = material.microbatches()[:2]
+
+    def gradients(model: Qwen25VLModel) -> dict[str, torch.Tensor]:
+        model.prepare_for_training_step()
+        model.get_loss_and_metrics(batches, forward_only=False)
+        return gradients_of(model)
+
+    expected = gradients(model)
+    found: Found = {}
+    for recompute in ("selective", "full"):
+        recomputed = gradients(new_model(recompute=recompute))
+        found[recompute] = all(torch.equal(tensor, expected[name]) for name, tensor in recomputed.items())
+    for part, prefixes in (("vision", ("visual.patch", "visual.blocks", "visual.merger.ln_q")), ("projector", ("visual.merger.mlp",))):
+        frozen = new_model(**{f"freeze_{part}": True})
+        learned = gradients(frozen)
+        kept = [name for name in learned if name.startswith(prefixes)]
+        steps(frozen, batches, 1)
+        after, before = weights_of(frozen), material.weights()
+        found[part] = {
+            "tensors": len(kept),
+            "gradients": max(learned[name].abs().max().item() for name in kept),
+            "others": all(torch.equal(learned[name], expected[name]) for name in learned if name not in kept),
+            "kept": all(torch.equal(after[name], before[name]) for name in kept),
+            "moved": not any(torch.equal(after[name], before[name]) for name in learned if name not in kept),
+        }
     return found
 
 
@@ -304,23 +302,46 @@ def scatter(_: Any, __: Path) -> Found:
 
 
 Check = Callable[[Any, Path], Found]
-GRIDS: dict[str, tuple[int, int, list[Check]]] = {
-    "tensor": (2, 1, [parity, round_trip, scoring, alignment, sharing, reference, training, resuming]),
-    "data": (1, 1, [parity, round_trip, scoring, sharing, vision_geometry, training, resuming]),
-    "pipeline": (1, 2, [round_trip, reference, training, resuming]),
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A process grid and what is checked on it: with a new model each, and against HF with models of their own."""
+
+    tensor: int
+    pipeline: int
+    checks: tuple[Check, ...]
+    sequence_parallel: bool = False
+    exact: bool = False
+
+
+GRIDS = {
+    "tensor": Plan(
+        2,
+        1,
+        (round_trip, scoring, masking, alignment, sharing, packed_sharing, reference, training, resuming),
+        exact=True,
+    ),
+    "data": Plan(
+        1, 1, (round_trip, scoring, masking, sharing, options, vision_geometry, training, resuming), exact=True
+    ),
+    "pipeline": Plan(1, 2, (round_trip, options, reference, training, resuming)),
+    "sequence": Plan(2, 1, (options, training), sequence_parallel=True),
 }
 
 
 def main(directory: Path) -> None:
     """Run every check on every grid."""
     found: dict[str, Found] = {}
-    for grid, (tensor_size, pipeline_size, checks) in GRIDS.items():
-        parallel.initialise(tensor_size, pipeline_size, seed=1, timeout_s=120)
-        found[grid] = {"scatter": scatter(None, directory)}
-        for check in checks:
-            found[grid][check.__name__] = check(new_model(), directory)
-            if dist.get_rank() == 0:
-                print(grid, json.dumps({check.__name__: found[grid][check.__name__]}, indent=1), flush=True)
+    for grid, plan in GRIDS.items():
+        parallel.initialise(plan.tensor, plan.pipeline, seed=1, timeout_s=120)
+        here = found[grid] = {"scatter": scatter(None, directory), "against_hf": against_hf(plan.sequence_parallel)}
+        if plan.exact:
+            here["exact"] = exact()
+        for check in plan.checks:
+            here[check.__name__] = check(new_model(sequence_parallel=plan.sequence_parallel), directory)
+        if dist.get_rank() == 0:
+            print(grid, json.dumps(here, indent=1), flush=True)
         dist.barrier()
         parallel_state.destroy_model_parallel()
     if dist.get_rank() == 0:
