@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.pdm.closed import plan
 from nemo_mtdrive.pdm.drivable import LANE, DrivableMap, drivable_map
+from nemo_mtdrive.pdm.geometry import lengths_along
 from nemo_mtdrive.pdm.observation import OBSERVED_STEPS, Observation, observe
+from nemo_mtdrive.pdm.reference import Sampling, plan_sampling, references_many, sample_poses, sample_times_us, together
 from nemo_mtdrive.pdm.route import Route, find_route
 from nemo_mtdrive.pdm.score import Measured, measure
-from nemo_mtdrive.pdm.simulate import STEP_S, interpolate_poses, reference_poses, sample_times_us, simulate
+from nemo_mtdrive.pdm.simulate import STEP_S, initial_state, simulate, simulate_many
 
 Array = NDArray[np.float64]
 
@@ -48,23 +50,46 @@ class PreparedScene:
         time that a scene takes, and feedback does without)."""
         start_us = clock_us(self.scene)
         planned_us = start_us + np.arange(OBSERVED_STEPS) * round(STEP_S * 1e6)
-        planned = plan(self.scene, self.drivable, self.route, self.on_route)[None]
-        poses: Array = interpolate_poses(planned, planned_us, sample_times_us(start_us))[0]
-        return poses
+        planned = plan(self.scene, self.drivable, self.route, self.on_route)
+        return sample_poses(planned, planned_us, sample_times_us(start_us))
 
     @cached_property
     def reference_progress_m(self) -> float:
         """Its progress x NC x DAC under this perception, which EP is held against."""
         return float(self.measure(simulate(self.reference[None], self.scene.ego)).clean_progress_m[0])
 
+    @cached_property
+    def _lengths(self) -> Array:
+        return lengths_along(self.centerline)
+
+    @cached_property
+    def start(self) -> tuple[Array, float, Array, Sampling]:
+        """Origin [3], wheel base, initial state [11] and clock: what simulation needs."""
+        ego = self.scene.ego
+        return (np.asarray(ego.rear_axle_pose), ego.vehicle.wheel_base, initial_state(ego),
+                plan_sampling(clock_us(self.scene)))
+
     def simulate(self, trajectories: Array) -> Array:
         """Checked trajectories [B, 8, 3] -> simulated states [B, 41, 11]."""
-        ego = self.scene.ego
-        return simulate(reference_poses(trajectories, ego.rear_axle_pose, clock_us(self.scene)), ego)
+        return simulate_plans([self], [trajectories])
 
     def measure(self, states: Array) -> Measured:
         """Measure simulated states [B, 41, 11]."""
-        return measure(states, self.scene.ego.vehicle, self.drivable, self.on_route, self.centerline, self.observation)
+        return measure(states, self.scene.ego.vehicle, self.drivable, self.on_route, self.centerline,
+                       self._lengths, self.observation)
+
+
+def simulate_plans(scenes: Sequence[PreparedScene], trajectories: Sequence[Array]) -> Array:
+    """Simulate the checked trajectories [B_s, 8, 3] of each scene, all in one batch.
+
+    Returns:
+        [sum of B_s, 41, 11] states, scene after scene.
+    """
+    origins, wheel_bases, states, samplings = zip(*(scene.start for scene in scenes), strict=True)
+    row_scene = np.repeat(np.arange(len(scenes)), [len(plans) for plans in trajectories])
+    plans = trajectories[0] if len(trajectories) == 1 else np.concatenate(trajectories)
+    reference = references_many(plans, row_scene, np.stack(origins), together(samplings))
+    return simulate_many(reference, row_scene, np.stack(states), np.array(wheel_bases))
 
 
 def prepare(scene: Scene, perception: str) -> PreparedScene:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nemo_mtdrive.driving.scene import Scene, Track, Vehicle
 from nemo_mtdrive.pdm.drivable import DrivableMap, ego_center, polygon_of
-from nemo_mtdrive.pdm.geometry import box_corners, wrap_angle
+from nemo_mtdrive.pdm.geometry import box_corners, lengths_along, wrap_angle
 from nemo_mtdrive.pdm.observation import (
     AGENT_TYPES,
     OBSERVED_STEPS,
@@ -120,12 +120,11 @@ def forecast(scene: Scene, route: Route) -> Forecast:
     poses[..., 0] = rows[:, 1] + times * (np.cos(direction) * speeds)
     poses[..., 1] = rows[:, 2] + times * (np.sin(direction) * speeds)
     poses[..., 2] = rows[:, 3]
-    seen = assemble(tracks, poses, np.ones(poses.shape[:2], dtype=bool), speeds <= STOPPED_TRACK_SPEED)
-
     red = {light.lane_connector_id for light in scene.traffic_lights if light.is_red} & set(route.lane_ids)
     lights = np.array([polygon_of(lane.polygon) for lane in scene.map.lanes if lane.id in red], dtype=object)
     ego, vehicle = scene.ego, scene.ego.vehicle
     box = shapely.Polygon(box_corners(ego_center(ego), ego.rear_axle_pose[2], vehicle.length, vehicle.width))
+    seen = assemble(tracks, poses, np.ones(poses.shape[:2], dtype=bool), speeds <= STOPPED_TRACK_SPEED)
     samples = seen.corners[::_FORECAST_STRIDE]
     obstacles = tuple(np.concatenate([shapely.polygons(corners), lights]) for corners in samples)
     seen.is_ignored[:] = shapely.intersects(obstacles[0][:len(tracks)], box)
@@ -226,6 +225,6 @@ def plan(scene: Scene, drivable: DrivableMap, route: Route, on_route: NDArray[np
     poses = np.concatenate(proposals)
     states = simulate(poses[:, :STEPS], ego)
     line = np.ascontiguousarray(route.centerline[:, :2])
-    measured = measure(states, ego.vehicle, drivable, on_route, line, expected.observation)
+    measured = measure(states, ego.vehicle, drivable, on_route, line, lengths_along(line), expected.observation)
     progress = ego_progress(measured, float(measured.clean_progress_m.max()))
     return poses[int(np.argmax(pdm_score(measured, progress)))]

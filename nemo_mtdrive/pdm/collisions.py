@@ -6,13 +6,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from nemo_mtdrive.driving.scene import Vehicle
-from nemo_mtdrive.pdm.drivable import EgoAreas
 from nemo_mtdrive.pdm.geometry import FRONT_LEFT, FRONT_RIGHT, bearing, boxes_overlap, segment_meets_box
-from nemo_mtdrive.pdm.observation import Observation
+from nemo_mtdrive.pdm.kernel import kernel
+from nemo_mtdrive.pdm.observation import WINDOW, Seen
 from nemo_mtdrive.pdm.simulate import HEADING, STEP_S, VX, VY, X, Y
 
 Array = NDArray[np.float64]
@@ -41,108 +39,122 @@ class Collisions:
     """[B] TTC: 1 or 0."""
 
 
-@njit(cache=True, error_model="numpy")
-def _may_touch(radius: float, center_x: float, center_y: float, track_center: Array, track_radius: float) -> bool:
-    """Whether the circles around two boxes meet, with a little to spare."""
-    dx, dy = track_center[0] - center_x, track_center[1] - center_y
-    reach = radius + track_radius
-    return dx * dx + dy * dy <= reach * reach + 1e-6
+@kernel
+def _is_at_fault(
+    state: Array, speed: float, box: Array, between: bool, track_center: Array, track_box: Array, is_stopped: bool,
+    front: Array,
+) -> bool:
+    """Whether an overlap of the ego with a track is the ego's fault; front [4, 2] is a workspace."""
+    if not speed > _STOPPED_EGO_SPEED:
+        return False
+    if is_stopped:
+        return True
+    if bearing(state[X], state[Y], state[HEADING], track_center[0], track_center[1]) > _BEHIND:
+        return False
+    front[0], front[1] = box[FRONT_LEFT], box[FRONT_RIGHT]
+    return between or segment_meets_box(front[:2], track_box)
 
 
-@njit(cache=True, error_model="numpy")
-def _find_collisions(
-    states: Array, corners: Array, radius: float, multiple_lanes: Flags, non_drivable: Flags, centers: Array,
-    track_corners: Array, present: Flags, radii: Array, is_agent: Flags, is_stopped: Flags, is_ignored: Flags,
-    at_fault: Flags, no_collision: Array,
+@kernel
+def _is_ahead(state: Array, track_center: Array, careful: bool) -> bool:
+    """Whether the ego has to mind a track that it would hit: ahead, or where it must look around, not behind."""
+    angle = bearing(state[X], state[Y], state[HEADING], track_center[0], track_center[1])
+    return angle < _AHEAD or (careful and not angle > _BEHIND)
+
+
+@kernel
+def _moved_box_overlaps(box: Array, way_x: float, way_y: float, track_box: Array, moved: Array) -> bool:
+    """Whether a box [4, 2], moved, overlaps a track's; moved [4, 2] is a workspace."""
+    for i in range(4):
+        moved[i, 0], moved[i, 1] = box[i, 0] + way_x, box[i, 1] + way_y
+    return boxes_overlap(moved, track_box)
+
+
+@kernel
+def _ego_windows(states: Array, corners: Array, radius: float, motion: Array, reach: Array) -> None:
+    """Fill motion [T, 3], velocity x, y and speed, and the ego's bounds, TTC included, in each window: reach [W, 4]."""
+    reach[:, :2], reach[:, 2:] = math.inf, -math.inf
+    for t in range(len(states)):
+        speed = math.hypot(states[t, VX], states[t, VY])
+        motion[t, 0], motion[t, 1] = math.cos(states[t, HEADING]) * speed, math.sin(states[t, HEADING]) * speed
+        motion[t, 2] = speed
+        w = t // WINDOW
+        for k in range(2):
+            now = corners[t, 4, k]
+            later = now + motion[t, k] * (_TTC_STEPS[-1] * STEP_S)
+            reach[w, k] = min(reach[w, k], min(now, later) - radius)
+            reach[w, 2 + k] = max(reach[w, 2 + k], max(now, later) + radius)
+
+
+@kernel
+def _follow_track(
+    n: int, start: int, stop: int, states: Array, corners: Array, motion: Array, radius: float, areas: Flags, seen: Seen,
+    at_fault: Flags, ttc_after: NDArray[np.int8], forgiven: Flags, workspace: Array,
 ) -> None:
-    """Fill at_fault [B, T, N] and no_collision [B]."""
-    front = np.empty((2, 2))
-    for b in range(states.shape[0]):
-        ignored = is_ignored.copy()
-        for t in range(states.shape[1]):
-            state, box = states[b, t], corners[b, t, :4]
-            for n in range(len(radii)):
-                if ignored[n] or not present[t, n]:
-                    continue
-                if not _may_touch(radius, corners[b, t, 4, 0], corners[b, t, 4, 1], centers[t, n], radii[n]):
-                    continue
-                if not boxes_overlap(box, track_corners[t, n]):
-                    continue
-                fault = False
-                if math.hypot(state[VX], state[VY]) > _STOPPED_EGO_SPEED:
-                    if is_stopped[n]:
-                        fault = True
-                    elif not bearing(state[X], state[Y], state[HEADING], centers[t, n, 0], centers[t, n, 1]) > _BEHIND:
-                        front[0, 0], front[0, 1] = box[FRONT_LEFT, 0], box[FRONT_LEFT, 1]
-                        front[1, 0], front[1, 1] = box[FRONT_RIGHT, 0], box[FRONT_RIGHT, 1]
-                        fault = (segment_meets_box(front, track_corners[t, n])
-                                 or multiple_lanes[b, t] or non_drivable[b, t])
-                if fault:
-                    at_fault[b, t, n] = True
-                    no_collision[b] = min(no_collision[b], 0.0 if is_agent[n] else 0.5)
-                else:
-                    ignored[n] = True
-
-
-@njit(cache=True, error_model="numpy")
-def _find_ttc(
-    states: Array, corners: Array, radius: float, multiple_lanes: Flags, non_drivable: Flags, intersection: Flags,
-    centers: Array, track_corners: Array, present: Flags, radii: Array, is_ignored: Flags, ttc_after: NDArray[np.int8],
-    time_to_collision: Array,
-) -> None:
-    """Fill ttc_after [B, T, N] and time_to_collision [B]."""
-    moved = np.empty((4, 2))
-    for b in range(states.shape[0]):
-        ignored = is_ignored.copy()
-        for t in range(states.shape[1]):
-            state = states[b, t]
-            speed = math.hypot(state[VX], state[VY])
-            if speed < _TTC_STOPPED_SPEED:
+    """Test track n at steps start to stop - 1: fills at_fault and ttc_after [T, N] and forgiven [2], of NC and TTC."""
+    centers, present = seen.centers, seen.present
+    reach_squared = (radius + seen.radii[n]) ** 2 + 1e-6
+    for t in range(start, stop):
+        x, y = corners[t, 4, 0], corners[t, 4, 1]
+        if not forgiven[0] and present[t, n]:
+            dx, dy = centers[t, n, 0] - x, centers[t, n, 1] - y
+            # Circles around the boxes first: most pairs are far apart.
+            if dx * dx + dy * dy <= reach_squared and boxes_overlap(corners[t, :4], seen.corners[t, n]):
+                at_fault[t, n] = _is_at_fault(states[t], motion[t, 2], corners[t], areas[0, t] or areas[1, t],
+                                              centers[t, n], seen.corners[t, n], seen.is_stopped[n], workspace)
+                forgiven[0] = not at_fault[t, n]
+        if forgiven[1] or motion[t, 2] < _TTC_STOPPED_SPEED:
+            continue
+        for after in _TTC_STEPS:
+            future, seconds = t + after, after * STEP_S
+            if forgiven[1] or not present[future, n]:
                 continue
-            careful = multiple_lanes[b, t] or non_drivable[b, t] or intersection[b, t]
-            ahead_x, ahead_y = math.cos(state[HEADING]) * speed, math.sin(state[HEADING]) * speed
-            for after in _TTC_STEPS:
-                future, seconds = t + after, after * STEP_S
-                moved_yet = False
-                for n in range(len(radii)):
-                    if ignored[n] or not present[future, n]:
-                        continue
-                    center_x = corners[b, t, 4, 0] + ahead_x * seconds
-                    center_y = corners[b, t, 4, 1] + ahead_y * seconds
-                    if not _may_touch(radius, center_x, center_y, centers[future, n], radii[n]):
-                        continue
-                    if not moved_yet:
-                        for i in range(4):
-                            moved[i, 0] = corners[b, t, i, 0] + ahead_x * seconds
-                            moved[i, 1] = corners[b, t, i, 1] + ahead_y * seconds
-                        moved_yet = True
-                    if not boxes_overlap(moved, track_corners[future, n]):
-                        continue
-                    angle = bearing(state[X], state[Y], state[HEADING], centers[future, n, 0], centers[future, n, 1])
-                    if angle < _AHEAD or (careful and not angle > _BEHIND):
-                        if ttc_after[b, t, n] == NO_HIT:
-                            ttc_after[b, t, n] = after
-                        time_to_collision[b] = 0.0
-                    else:
-                        ignored[n] = True
+            way_x, way_y = motion[t, 0] * seconds, motion[t, 1] * seconds
+            dx, dy = centers[future, n, 0] - (x + way_x), centers[future, n, 1] - (y + way_y)
+            if (dx * dx + dy * dy <= reach_squared
+                    and _moved_box_overlaps(corners[t], way_x, way_y, seen.corners[future, n], workspace)):
+                forgiven[1] = not _is_ahead(states[t], centers[future, n], areas[0, t] or areas[1, t] or areas[3, t])
+                if not forgiven[1] and ttc_after[t, n] == NO_HIT:
+                    ttc_after[t, n] = after
 
 
+@kernel
 def find_collisions(
-    states: Array, corners: Array, areas: EgoAreas, observation: Observation, vehicle: Vehicle
-) -> Collisions:
-    """Test simulated states [B, 41, 11] with boxes [B, 41, 5, 2] against the observed tracks.
+    states: Array, corners: Array, radius: float, areas: Flags, seen: Seen, at_fault: Flags, ttc_after: NDArray[np.int8]
+) -> tuple[float, float]:
+    """Test one simulated trajectory against the tracks; returns its NC and TTC.
 
     An overlap that is not the ego's fault (standing, hit from behind, hit at the side while in its lane) is forgiven
-    for the rest of the 4 s; so is a TTC overlap with a track that is not ahead.
+    for the rest of the 4 s; so is a TTC overlap with a track that is not ahead. Tracks do not bear on one another, so
+    each is followed by itself, through the windows of time where its bounds meet the ego's.
+
+    Args:
+        states: [T, 11]
+        corners: [T, 5, 2] boxes and their centres.
+        radius: half the diagonal of the ego's box [m].
+        areas: [4, T] in the order of `EgoAreas`.
+        seen: the N tracks.
+        at_fault, ttc_after: [T, N] filled as in `Collisions`.
     """
-    batch, steps = states.shape[:2]
-    at_fault = np.zeros((batch, steps, len(observation.tracks)), dtype=bool)
-    ttc_after = np.full(at_fault.shape, NO_HIT, dtype=np.int8)
-    no_collision, time_to_collision = np.ones(batch), np.ones(batch)
-    radius = 0.5 * math.hypot(vehicle.length, vehicle.width)
-    seen = observation
-    _find_collisions(states, corners, radius, areas.multiple_lanes, areas.non_drivable, seen.centers, seen.corners,
-                     seen.present, seen.radii, seen.is_agent, seen.is_stopped, seen.is_ignored, at_fault, no_collision)
-    _find_ttc(states, corners, radius, areas.multiple_lanes, areas.non_drivable, areas.intersection, seen.centers,
-              seen.corners, seen.present, seen.radii, seen.is_ignored, ttc_after, time_to_collision)
-    return Collisions(at_fault, ttc_after, no_collision, time_to_collision)
+    at_fault[:], ttc_after[:] = False, NO_HIT
+    windows = seen.reach.shape[1]
+    motion, own, workspace = np.empty((len(states), 3)), np.empty((windows, 4)), np.empty((4, 2))
+    forgiven = np.empty(2, dtype=np.bool_)
+    _ego_windows(states, corners, radius, motion, own)
+    no_collision, time_to_collision = 1.0, 1.0
+    for n in range(len(seen.radii)):
+        forgiven[:] = seen.is_ignored[n]
+        met = False
+        for w in range(windows):
+            if (own[w, 0] > seen.reach[n, w, 2] or own[w, 2] < seen.reach[n, w, 0]
+                    or own[w, 1] > seen.reach[n, w, 3] or own[w, 3] < seen.reach[n, w, 1]):
+                continue
+            met = True
+            _follow_track(n, w * WINDOW, min((w + 1) * WINDOW, len(states)), states, corners, motion, radius, areas,
+                          seen, at_fault, ttc_after, forgiven, workspace)
+        if met:
+            if at_fault[:, n].any():
+                no_collision = min(no_collision, 0.0 if seen.is_agent[n] else 0.5)
+            if (ttc_after[:, n] != NO_HIT).any():
+                time_to_collision = 0.0
+    return no_collision, time_to_collision

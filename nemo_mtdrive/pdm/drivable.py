@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import shapely
-from numba import njit
 from numpy.typing import NDArray
 
-from nemo_mtdrive.driving.scene import Ego, SceneMap, Vehicle
-from nemo_mtdrive.pdm.geometry import ego_corners, inside_ring
-from nemo_mtdrive.pdm.simulate import HEADING, X, Y
+from nemo_mtdrive.driving.scene import Ego, SceneMap
+from nemo_mtdrive.pdm.kernel import kernel
+from nemo_mtdrive.pdm.rings import Rings, bin_of, inside_bin, make_rings
+from nemo_mtdrive.pdm.simulate import X, Y
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Indices = NDArray[np.int64]
 
 MAP_RADIUS_M = 100.0
 """Map elements that meet a square of this half side around the ego's centre are known to the scorer (as in NAVSIM)."""
@@ -22,35 +24,34 @@ MAP_RADIUS_M = 100.0
 ROADBLOCK, LANE, INTERSECTION, CARPARK = range(4)
 """Kinds of a polygon. All but lanes are drivable area; lane connectors are lanes, roadblock connectors are left out."""
 
+_CORNERS, _CENTER, _REAR_AXLE = 0b1111, 1 << 4, 1 << 5
+"""Points of a car as bits."""
+
 
 @dataclass(frozen=True)
 class DrivableMap:
-    """P polygons near the ego: rings one after another in `vertices`, ring p at [starts[p], starts[p + 1])."""
+    """P polygons near the ego."""
 
     ids: tuple[str, ...]
-    kinds: NDArray[np.int64]
+    kinds: Indices
     """[P]"""
     polygons: NDArray[np.object_]
     """[P] shapely polygons, for set-up work."""
-    vertices: Array
-    """[V, 2] closed rings."""
-    starts: NDArray[np.int64]
-    """[P + 1]"""
-    bounds: Array
-    """[P, 4] min x, min y, max x, max y."""
+    rings: Rings
+    """The same for compiled code."""
 
 
 @dataclass(frozen=True)
 class EgoAreas:
     """Where the ego's box is, [B, T] each."""
 
-    multiple_lanes: NDArray[np.bool_]
+    multiple_lanes: Flags
     """Corners in more than one lane, and no lane holds all four."""
-    non_drivable: NDArray[np.bool_]
+    non_drivable: Flags
     """At least one corner is in no drivable polygon."""
-    oncoming: NDArray[np.bool_]
+    oncoming: Flags
     """The box centre is in no lane of the route."""
-    intersection: NDArray[np.bool_]
+    intersection: Flags
     """The rear axle is in an intersection."""
 
 
@@ -99,68 +100,80 @@ def map_of_rings(entries: Sequence[tuple[str, int, Array]]) -> DrivableMap:
         ids=tuple(name for name, _, _ in entries),
         kinds=np.array([kind for _, kind, _ in entries], dtype=np.int64),
         polygons=np.array([polygon_of(ring) for _, _, ring in entries], dtype=object),
-        vertices=np.ascontiguousarray(np.concatenate(rings)) if rings else np.zeros((0, 2)),
-        starts=np.cumsum([0] + [len(ring) for ring in rings]),
-        bounds=np.array([[*ring.min(axis=0), *ring.max(axis=0)] for ring in rings]).reshape(len(rings), 4),
+        rings=make_rings(rings),
     )
 
 
-@njit(cache=True, error_model="numpy")
-def _classify(
-    states: Array, half_length: float, half_width: float, to_center: float, vertices: Array, starts: NDArray[np.int64],
-    bounds: Array, kinds: NDArray[np.int64], on_route: NDArray[np.bool_], areas: NDArray[np.bool_], corners: Array,
+@kernel
+def _box_bounds(corners: Array, bounds: Array) -> None:
+    """Fill bounds [T + 1, 4], min x, min y, max x, max y, of boxes with corners [T, 5, 2]; the last one is of all."""
+    bounds[-1, :2], bounds[-1, 2:] = np.inf, -np.inf
+    for t in range(len(corners)):
+        for k in range(2):
+            first, second = corners[t, 0, k], corners[t, 1, k]
+            third, fourth = corners[t, 2, k], corners[t, 3, k]
+            low, high = min(min(first, second), min(third, fourth)), max(max(first, second), max(third, fourth))
+            bounds[t, k], bounds[t, 2 + k] = low, high
+            bounds[-1, k], bounds[-1, 2 + k] = min(bounds[-1, k], low), max(bounds[-1, 2 + k], high)
+
+
+@kernel
+def _points_inside(
+    rings: Rings, p: int, states: Array, corners: Array, bounds: Array, inside: NDArray[np.uint8]
 ) -> None:
-    """Fill areas [4, B, T] (order of `EgoAreas`) and corners [B, T, 5, 2] (four corners, then the centre)."""
-    for b in range(states.shape[0]):
-        for t in range(states.shape[1]):
-            x, y = states[b, t, X], states[b, t, Y]
-            box = corners[b, t]
-            ego_corners(x, y, states[b, t, HEADING], half_length, half_width, to_center, box)
-            low_x, low_y, high_x, high_y = x, y, x, y
-            for i in range(4):
-                low_x, high_x = min(low_x, box[i, 0]), max(high_x, box[i, 0])
-                low_y, high_y = min(low_y, box[i, 1]), max(high_y, box[i, 1])
-            covered = 0
-            lanes_touched, in_one_lane, on_any_route_lane, in_intersection = 0, False, False, False
-            for p in range(len(kinds)):
-                if bounds[p, 0] > high_x or bounds[p, 2] < low_x or bounds[p, 1] > high_y or bounds[p, 3] < low_y:
-                    continue
-                ring = vertices[starts[p]:starts[p + 1]]
-                inside = 0
-                for i in range(4):
-                    if inside_ring(box[i, 0], box[i, 1], ring):
-                        inside += 1
-                        if kinds[p] != LANE:
-                            covered |= 1 << i
-                if kinds[p] == LANE:
-                    lanes_touched += inside > 0
-                    in_one_lane |= inside == 4
-                    if on_route[p] and not on_any_route_lane:
-                        on_any_route_lane = inside_ring(box[4, 0], box[4, 1], ring)
-                elif kinds[p] == INTERSECTION and not in_intersection:
-                    in_intersection = inside_ring(x, y, ring)
-            areas[0, b, t] = lanes_touched > 1 and not in_one_lane
-            areas[1, b, t] = covered != 0b1111
-            areas[2, b, t] = not on_any_route_lane
-            areas[3, b, t] = in_intersection
+    """Fill inside [T] with which points of a car lie in polygon p, one bit each: corners, centre, rear axle."""
+    low_x, low_y, high_x, high_y = rings.bounds[p, 0], rings.bounds[p, 1], rings.bounds[p, 2], rings.bounds[p, 3]
+    upright, per_metre, first_bin = rings.upright[p], rings.per_metre[p], rings.first_bin[p]
+    bins, low = rings.first_bin[p + 1] - first_bin, low_y if upright else low_x
+    edges, first_edge, clear = rings.edges, rings.first_edge, rings.clear
+    for t in range(len(states)):
+        inside[t] = 0
+        if low_x > bounds[t, 2] or high_x < bounds[t, 0] or low_y > bounds[t, 3] or high_y < bounds[t, 1]:
+            continue
+        found = 0
+        for i in range(6):
+            x, y = (corners[t, i, 0], corners[t, i, 1]) if i < 5 else (states[t, X], states[t, Y])
+            if low_x < x < high_x and low_y < y < high_y:
+                across, along = (x, y) if upright else (y, x)
+                k = first_bin + bin_of(along, low, per_metre, bins)
+                if clear[k, 1] < across < clear[k, 2] or (clear[k, 0] <= across <= clear[k, 3]
+                      and inside_bin(edges, first_edge[k], first_edge[k + 1], across, along)):
+                    found |= 1 << i
+        inside[t] = found
 
 
-def ego_areas(
-    states: Array, vehicle: Vehicle, drivable: DrivableMap, on_route: NDArray[np.bool_]
-) -> tuple[EgoAreas, Array]:
-    """Classify where a car is.
+@kernel
+def classify(rings: Rings, kinds: Indices, on_route: Flags, states: Array, corners: Array, areas: Flags) -> None:
+    """Where one car is: fill areas [4, T] in the order of `EgoAreas`.
 
     Args:
-        states: [B, T, 11] simulated states.
-        vehicle: its body.
-        drivable: the map near the scene's ego.
-        on_route: [P] polygons that are lanes of the route.
-
-    Returns:
-        The areas, and the corners [B, T, 5, 2] of the box with its centre last.
+        rings: the map's P polygons.
+        kinds: [P]
+        on_route: [P] lanes of the route.
+        states: [T, 11]
+        corners: [T, 5, 2] its boxes with their centres.
+        areas: [4, T] what is filled.
     """
-    areas = np.zeros((4, *states.shape[:2]), dtype=bool)
-    corners = np.empty((*states.shape[:2], 5, 2))
-    _classify(states, 0.5 * vehicle.length, 0.5 * vehicle.width, vehicle.rear_axle_to_center, drivable.vertices,
-              drivable.starts, drivable.bounds, drivable.kinds, on_route, areas, corners)
-    return EgoAreas(*areas), corners
+    steps = len(states)
+    bounds, inside = np.empty((steps + 1, 4)), np.empty(steps, dtype=np.uint8)
+    covered, lanes_touched = np.zeros(steps, dtype=np.uint8), np.zeros(steps, dtype=np.uint8)
+    in_one_lane = np.zeros(steps, dtype=np.bool_)
+    _box_bounds(corners, bounds)
+    areas[2], areas[3] = True, False
+    for p in range(len(kinds)):
+        if (rings.bounds[p, 0] > bounds[-1, 2] or rings.bounds[p, 2] < bounds[-1, 0]
+                or rings.bounds[p, 1] > bounds[-1, 3] or rings.bounds[p, 3] < bounds[-1, 1]):
+            continue
+        _points_inside(rings, p, states, corners, bounds, inside)
+        for t in range(steps):
+            in_box = inside[t] & _CORNERS
+            if kinds[p] == LANE:
+                lanes_touched[t] += in_box != 0
+                in_one_lane[t] |= in_box == _CORNERS
+                areas[2, t] &= not (on_route[p] and inside[t] & _CENTER)
+            else:
+                covered[t] |= in_box
+                areas[3, t] |= kinds[p] == INTERSECTION and inside[t] & _REAR_AXLE != 0
+    for t in range(steps):
+        areas[0, t] = lanes_touched[t] > 1 and not in_one_lane[t]
+        areas[1, t] = covered[t] != _CORNERS

@@ -1,7 +1,7 @@
-"""Plane geometry for scoring, compiled: boxes, rings and lines as float64 arrays in metres.
+"""Plane geometry for scoring, compiled: boxes and lines as float64 arrays in metres.
 
-Touching counts as overlapping, and a point on a ring is outside it: that is what the intersects and contains predicates
-of the geometry engine behind NAVSIM say, and scores at a boundary depend on it.
+Touching counts as overlapping: that is what the intersects predicate of the geometry engine behind NAVSIM says, and
+scores at a boundary depend on it. Rings are in `rings`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from nemo_mtdrive.pdm.kernel import kernel
 
 Array = NDArray[np.float64]
 
@@ -30,7 +31,33 @@ def box_corners(center: Array, heading: Array, length: float | Array, width: flo
     return np.stack([center + lon + lat, center - lon + lat, center - lon - lat, center + lon - lat], axis=-2)
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
+def wrapped(angle: float) -> float:
+    """An angle [rad] mapped to [-pi, pi], compiled; those inside stay to the last bit."""
+    if -math.pi <= angle <= math.pi:
+        return angle
+    return math.atan2(math.sin(angle), math.cos(angle))
+
+
+@kernel
+def shorter_turn(turn: float) -> float:
+    """A difference of two angles [rad] the short way round, as numpy's unwrap has it."""
+    if abs(turn) < math.pi:
+        return turn
+    shorter = (turn + math.pi) % (2.0 * math.pi) - math.pi
+    return math.pi if shorter == -math.pi and turn > 0.0 else shorter
+
+
+@kernel
+def half_open_angle(angle: float) -> float:
+    """An angle [rad] mapped to [-pi, pi)."""
+    moved = angle + math.pi
+    if not 0.0 <= moved < 2.0 * math.pi:
+        moved = moved % (2.0 * math.pi)
+    return moved - math.pi
+
+
+@kernel
 def ego_corners(
     x: float, y: float, heading: float, half_length: float, half_width: float, rear_axle_to_center: float, out: Array
 ) -> None:
@@ -46,27 +73,7 @@ def ego_corners(
     out[4, 0], out[4, 1] = center_x, center_y
 
 
-@njit(cache=True, error_model="numpy")
-def inside_ring(x: float, y: float, ring: Array) -> bool:
-    """Whether the point lies strictly inside the closed ring [n, 2] (first vertex repeated last); even-odd rule."""
-    crossings = 0
-    for i in range(ring.shape[0] - 1):
-        ax, ay, bx, by = ring[i, 0], ring[i, 1], ring[i + 1, 0], ring[i + 1, 1]
-        if (ax < x and bx < x) or (ay > y and by > y) or (ay < y and by < y):
-            continue
-        if ay == y and by == y:
-            if min(ax, bx) <= x <= max(ax, bx):
-                return False
-            continue
-        turn = (bx - ax) * (y - ay) - (by - ay) * (x - ax)
-        if turn == 0.0:
-            return False
-        if (ay > y) != (by > y) and (turn > 0.0) == (by > ay):
-            crossings += 1
-    return crossings % 2 == 1
-
-
-@njit(cache=True, error_model="numpy")
+@kernel
 def _gap_along(axis_x: float, axis_y: float, first: Array, second: Array) -> bool:
     """Whether the two point sets are apart when projected on the axis."""
     first_min = first_max = first[0, 0] * axis_x + first[0, 1] * axis_y
@@ -80,7 +87,7 @@ def _gap_along(axis_x: float, axis_y: float, first: Array, second: Array) -> boo
     return first_max < second_min or second_max < first_min
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def boxes_overlap(first: Array, second: Array) -> bool:
     """Whether two boxes, corners [4, 2] each, share a point (separating-axis test)."""
     for box in (first, second):
@@ -90,7 +97,7 @@ def boxes_overlap(first: Array, second: Array) -> bool:
     return True
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def segment_meets_box(segment: Array, box: Array) -> bool:
     """Whether a segment [2, 2] and a box, corners [4, 2], share a point."""
     if _gap_along(segment[1, 1] - segment[0, 1], segment[0, 0] - segment[1, 0], segment, box):
@@ -99,7 +106,7 @@ def segment_meets_box(segment: Array, box: Array) -> bool:
     return not (along_first or _gap_along(box[2, 1] - box[1, 1], box[1, 0] - box[2, 0], segment, box))
 
 
-@njit(cache=True, error_model="numpy")
+@kernel
 def bearing(x: float, y: float, heading: float, to_x: float, to_y: float) -> float:
     """Unsigned angle [rad] from the heading of a pose to a point; nan where the point is the pose itself."""
     dx, dy = to_x - x, to_y - y
@@ -109,18 +116,30 @@ def bearing(x: float, y: float, heading: float, to_x: float, to_y: float) -> flo
     return math.acos(max(-1.0, min(1.0, (math.cos(heading) * dx + math.sin(heading) * dy) / norm)))
 
 
-@njit(cache=True, error_model="numpy")
-def progress_along(line: Array, x: float, y: float) -> float:
-    """Arc length [m] of the point of the polyline [n, 2] that is nearest to (x, y); the first of equals."""
-    best, best_distance, start = 0.0, math.inf, 0.0
+def lengths_along(line: Array) -> Array:
+    """[n] way [m] along a polyline [n, 2] to each of its vertices."""
+    steps = np.diff(line, axis=0)
+    return np.append(0.0, np.cumsum(np.sqrt(steps[:, 0] ** 2 + steps[:, 1] ** 2)))
+
+
+@kernel
+def way_along(line: Array, lengths: Array, x: float, y: float) -> float:
+    """Way [m] along a polyline [n, 2] with `lengths_along` to its point nearest to (x, y), the first of equals."""
+    best, best_squared = 0.0, math.inf
     for i in range(line.shape[0] - 1):
-        ax, ay = line[i, 0], line[i, 1]
-        dx, dy = line[i + 1, 0] - ax, line[i + 1, 1] - ay
-        squared = dx * dx + dy * dy
-        length = math.sqrt(squared)
-        factor = 0.0 if squared == 0.0 else max(0.0, min(1.0, ((x - ax) * dx + (y - ay) * dy) / squared))
-        distance = math.hypot(x - (ax + factor * dx), y - (ay + factor * dy))
-        if distance < best_distance:
-            best, best_distance = start + factor * length, distance
-        start += length
+        from_x, from_y = x - line[i, 0], y - line[i, 1]
+        dx, dy = line[i + 1, 0] - line[i, 0], line[i + 1, 1] - line[i, 1]
+        length = lengths[i + 1] - lengths[i]
+        factor = 0.0
+        if length > 0.0:
+            factor = max(0.0, min(1.0, (from_x * dx + from_y * dy) / (dx * dx + dy * dy)))
+        off_x, off_y = from_x - factor * dx, from_y - factor * dy
+        squared = off_x * off_x + off_y * off_y
+        if squared < best_squared:
+            best, best_squared = lengths[i] + factor * length, squared
     return best
+
+
+def progress_along(line: Array, x: float, y: float) -> float:
+    """As `way_along`, for a line that is asked once."""
+    return way_along(np.ascontiguousarray(line), lengths_along(line), x, y)

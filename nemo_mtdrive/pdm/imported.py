@@ -30,8 +30,9 @@ from nemo_mtdrive.pdm.observation import (
     Observation,
     constant_velocity,
 )
+from nemo_mtdrive.pdm.reference import sample_poses, sample_times_us
 from nemo_mtdrive.pdm.route import Route
-from nemo_mtdrive.pdm.simulate import STEP_S, STEPS_PER_POINT, interpolate_poses, sample_times_us
+from nemo_mtdrive.pdm.simulate import STEP_S, STEPS_PER_POINT
 
 Array = NDArray[np.float64]
 
@@ -112,7 +113,7 @@ class ImportedCache:
         return _Imported(
             known, self.observation if perception == "oracle" else constant_velocity(known), drivable,
             Route(self.route_lane_ids, self.centerline, None), on_route, np.ascontiguousarray(self.centerline[:, :2]),
-            interpolate_poses(self.reference[None], self.reference_us, start)[0])
+            sample_poses(self.reference, self.reference_us, start))
 
 
 @dataclass(frozen=True)

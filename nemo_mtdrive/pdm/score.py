@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +10,17 @@ from numpy.typing import NDArray
 
 from nemo_mtdrive.driving.scene import Vehicle
 from nemo_mtdrive.pdm.collisions import Collisions, find_collisions
-from nemo_mtdrive.pdm.comfort import comfort
-from nemo_mtdrive.pdm.drivable import DrivableMap, EgoAreas, ego_areas
-from nemo_mtdrive.pdm.geometry import progress_along
-from nemo_mtdrive.pdm.observation import Observation
-from nemo_mtdrive.pdm.simulate import STEP_S
+from nemo_mtdrive.pdm.comfort import FILTERS, LIMITS, WORK_ROWS, Filters, is_comfortable
+from nemo_mtdrive.pdm.drivable import DrivableMap, EgoAreas, classify
+from nemo_mtdrive.pdm.geometry import ego_corners, way_along
+from nemo_mtdrive.pdm.kernel import kernel
+from nemo_mtdrive.pdm.observation import Observation, Seen
+from nemo_mtdrive.pdm.rings import Rings
+from nemo_mtdrive.pdm.simulate import HEADING, STEP_S, STEPS, X, Y
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Indices = NDArray[np.int64]
 
 EP_WEIGHT, TTC_WEIGHT, COMFORT_WEIGHT = 5.0, 5.0, 2.0
 """Weights of the weighted average in Eq. 1; NC and DAC multiply it."""
@@ -58,17 +63,52 @@ class Measured:
         return self.progress_m * self.penalty
 
 
-def _driving_direction(centers: Array, oncoming: NDArray[np.bool_]) -> Array:
-    """DDC from box centres [B, T, 2]: the longest way off the route's lanes within 1 s, in three grades."""
-    way = np.zeros(oncoming.shape)
-    way[:, 1:] = np.linalg.norm(np.diff(centers, axis=1), axis=-1)
-    way[~oncoming] = 0.0
-    total = np.concatenate([np.zeros((len(way), _ONCOMING_STEPS + 1)), np.cumsum(way, axis=1)], axis=1)
-    longest = (total[:, _ONCOMING_STEPS + 1:] - total[:, : -_ONCOMING_STEPS - 1]).max(axis=1)
-    return np.where(longest < _ONCOMING_FREE_M, 1.0, np.where(longest < _ONCOMING_LIMIT_M, 0.5, 0.0))
+@kernel
+def _driving_direction(corners: Array, oncoming: Flags) -> float:
+    """DDC from boxes with centres [T, 5, 2]: the longest way off the route's lanes within 1 s, in three grades."""
+    ways = np.zeros(STEPS + 1)
+    longest = 0.0
+    for t in range(STEPS):
+        way = 0.0
+        if t > 0 and oncoming[t]:
+            dx, dy = corners[t, 4, 0] - corners[t - 1, 4, 0], corners[t, 4, 1] - corners[t - 1, 4, 1]
+            way = math.sqrt(dx * dx + dy * dy)
+        ways[t + 1] = ways[t] + way
+        longest = max(longest, ways[t + 1] - ways[max(t - _ONCOMING_STEPS, 0)])
+    if longest < _ONCOMING_FREE_M:
+        return 1.0
+    return 0.5 if longest < _ONCOMING_LIMIT_M else 0.0
 
 
-def measure(states: Array, vehicle: Vehicle, drivable: DrivableMap, on_route: NDArray[np.bool_], centerline: Array,
+@kernel
+def _measure(
+    states: Array, body: Array, rings: Rings, kinds: Indices, on_route: Flags, line: Array, lengths: Array, seen: Seen,
+    filters: Filters, limits: Array, areas: Flags, at_fault: Flags, ttc_after: NDArray[np.int8], measures: Array,
+) -> None:
+    """Fill areas [B, 4, T], at_fault and ttc_after [B, T, N] and measures [B, 6]: NC, DAC, TTC, C, DDC, progress."""
+    corners, work = np.empty((STEPS, 5, 2)), np.empty((WORK_ROWS, STEPS))
+    half_length, half_width, to_center = body[0], body[1], body[2]
+    radius = math.hypot(half_length, half_width)
+    has_route = on_route.any()
+    start_x = start_y = math.nan
+    start = 0.0
+    for b in range(states.shape[0]):
+        for t in range(STEPS):
+            ego_corners(states[b, t, X], states[b, t, Y], states[b, t, HEADING], half_length, half_width, to_center,
+                        corners[t])
+        classify(rings, kinds, on_route, states[b], corners, areas[b])
+        if not (corners[0, 4, 0] == start_x and corners[0, 4, 1] == start_y):
+            start_x, start_y = corners[0, 4, 0], corners[0, 4, 1]
+            start = way_along(line, lengths, start_x, start_y)
+        no_collision, time_to_collision = find_collisions(
+            states[b], corners, radius, areas[b], seen, at_fault[b], ttc_after[b])
+        measures[b, 0], measures[b, 1], measures[b, 2] = no_collision, 0.0 if areas[b, 1].any() else 1.0, time_to_collision
+        measures[b, 3] = 1.0 if is_comfortable(states[b], filters, limits, work) else 0.0
+        measures[b, 4] = _driving_direction(corners, areas[b, 2]) if has_route else 1.0
+        measures[b, 5] = max(way_along(line, lengths, corners[-1, 4, 0], corners[-1, 4, 1]) - start, 0.0)
+
+
+def measure(states: Array, vehicle: Vehicle, drivable: DrivableMap, on_route: Flags, centerline: Array, lengths: Array,
             observation: Observation) -> Measured:
     """Measure simulated trajectories.
 
@@ -78,18 +118,24 @@ def measure(states: Array, vehicle: Vehicle, drivable: DrivableMap, on_route: ND
         drivable: the map around the scene's ego, P polygons.
         on_route: [P] polygons that are lanes of the route; with none, DDC is 1.
         centerline: [n, 2] line along which progress counts.
-        observation: the other road users.
+        lengths: [n] way along it.
+        observation: the N other road users.
     """
-    areas, corners = ego_areas(states, vehicle, drivable, on_route)
-    centers = corners[:, :, 4]
-    progress = np.array([progress_along(centerline, *row[-1]) - progress_along(centerline, *row[0]) for row in centers])
+    batch, tracks = len(states), len(observation.tracks)
+    body = np.array([0.5 * vehicle.length, 0.5 * vehicle.width, vehicle.rear_axle_to_center])
+    areas = np.empty((batch, 4, STEPS), dtype=bool)
+    at_fault, ttc_after = np.empty((batch, STEPS, tracks), dtype=bool), np.empty((batch, STEPS, tracks), dtype=np.int8)
+    measures = np.empty((batch, 6))
+    _measure(states, body, drivable.rings, drivable.kinds, on_route, centerline, lengths, observation.seen, FILTERS,
+             LIMITS, areas, at_fault, ttc_after, measures)
+    no_collision, drivable_area, time_to_collision, comfort, direction, progress = measures.T
     return Measured(
-        areas=areas,
-        collisions=find_collisions(states, corners, areas, observation, vehicle),
-        drivable_area=1.0 - areas.non_drivable.any(axis=1),
-        comfort=comfort(states),
-        driving_direction=_driving_direction(centers, areas.oncoming) if on_route.any() else np.ones(len(states)),
-        progress_m=np.clip(progress, 0.0, None),
+        areas=EgoAreas(areas[:, 0], areas[:, 1], areas[:, 2], areas[:, 3]),
+        collisions=Collisions(at_fault, ttc_after, no_collision, time_to_collision),
+        drivable_area=drivable_area,
+        comfort=comfort,
+        driving_direction=direction,
+        progress_m=progress,
     )
 
 

@@ -10,38 +10,15 @@ from nemo_mtdrive.pdm.geometry import (
     bearing,
     box_corners,
     boxes_overlap,
-    inside_ring,
     progress_along,
     segment_meets_box,
 )
-
-
-def closed(ring: np.ndarray) -> np.ndarray:
-    return np.vstack([ring, ring[:1]])
 
 
 def random_boxes(count: int, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     return box_corners(generator.uniform(-4.0, 4.0, (count, 2)), generator.uniform(-4.0, 4.0, count),
                        generator.uniform(0.3, 6.0, count), generator.uniform(0.3, 3.0, count))
-
-
-def test_points_on_the_ring_are_outside() -> None:
-    square = closed(np.array([[0.0, 0.0], [4.0, 0.0], [4.0, 4.0], [0.0, 4.0]]))
-    for x, y in ((0.0, 0.0), (2.0, 0.0), (4.0, 2.0), (2.0, 4.0), (0.0, 4.0), (5.0, 4.0), (-1.0, 0.0)):
-        assert not inside_ring(x, y, square)
-    assert inside_ring(1e-12, 1e-12, square)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_inside_equals_shapely_on_ragged_rings(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    angles = np.sort(generator.uniform(0.0, 2 * np.pi, 30))
-    radii = generator.uniform(1.0, 5.0, 30)
-    ring = np.column_stack([radii * np.cos(angles), radii * np.sin(angles)])[:: 1 if seed % 2 else -1]
-    points = np.concatenate([generator.uniform(-5.0, 5.0, (400, 2)), ring])
-    wanted = shapely.contains_xy(shapely.Polygon(ring), points)
-    assert [inside_ring(x, y, closed(ring)) for x, y in points] == wanted.tolist()
 
 
 def test_touching_boxes_overlap() -> None:

@@ -14,10 +14,10 @@ import shapely
 
 from nemo_mtdrive.driving.scene import SceneError, load_scene
 from nemo_mtdrive.pdm.agent import PDMAgent
-from nemo_mtdrive.pdm.geometry import inside_ring
 from nemo_mtdrive.pdm.imported import ImportedCaches, load_cache, save_cache
 from nemo_mtdrive.pdm.navsim_cache import _ring, read_metric_cache
 from nemo_mtdrive.pdm.records import PickleRefused
+from nemo_mtdrive.pdm.rings import inside_ring, make_rings
 from nemo_mtdrive.types import SCORE_NAMES
 from tests.pdm import navsim_format
 
@@ -158,5 +158,6 @@ def test_holes_and_parts_are_kept_in_one_ring() -> None:
     square = shapely.box(0, 0, 10, 10).difference(shapely.box(4, 4, 6, 6))
     both = shapely.union(square, shapely.box(20, 0, 25, 5))
     points = np.random.default_rng(3).uniform(-1, 26, (400, 2))
-    found = [inside_ring(x, y, _ring(both)) for x, y in points]
+    rings = make_rings([_ring(both)])
+    found = [inside_ring(rings, 0, x, y) for x, y in points]
     assert found == shapely.contains_xy(both, points[:, 0], points[:, 1]).tolist()

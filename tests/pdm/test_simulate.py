@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nemo_mtdrive.driving.scene import Ego
+from nemo_mtdrive.pdm.reference import reference_poses, sample_poses, sample_times_us
 from nemo_mtdrive.pdm.simulate import (
     _SPEED_FIT,
     HEADING,
@@ -17,9 +18,6 @@ from nemo_mtdrive.pdm.simulate import (
     Y,
     _fit_curvature,
     check_trajectories,
-    interpolate_poses,
-    reference_poses,
-    sample_times_us,
     simulate,
 )
 from tests.pdm.conftest import straight_plan
@@ -39,7 +37,7 @@ def test_speed_fit_solves_the_original_least_squares() -> None:
     driven = np.random.default_rng(1).normal(1.0, 0.3, count)
     solution = np.linalg.solve(rows.T @ rows + 1e-4 * penalty.T @ penalty, rows.T @ driven)
     speeds = solution[0] + np.append(0.0, np.cumsum(solution[1:]) * STEP_S)
-    assert _SPEED_FIT @ driven == pytest.approx(speeds, abs=1e-9)
+    assert driven @ _SPEED_FIT == pytest.approx(speeds, abs=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 0.0])
@@ -89,8 +87,8 @@ def test_a_real_clock_moves_samples_by_a_microsecond() -> None:
     late = sample_times_us(1630335398550000) - 1630335398550000
     assert np.array_equal(sample_times_us(0), np.arange(STEPS) * 100000)
     assert set(late - np.arange(STEPS) * 100000) == {-1, 0}
-    poses = interpolate_poses(np.array([[[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]]), np.array([0, 100000]), np.array([99999]))
-    assert poses[0, 0, 0] == pytest.approx(0.99999, abs=1e-12)
+    poses = sample_poses(np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]), np.array([0, 100000]), np.array([99999]))
+    assert poses[0, 0] == pytest.approx(0.99999, abs=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(8, 3), (2, 7, 3), (2, 8, 2)])
