@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_mtdrive.driving.generator.simulation import inside
+from nemo_mtdrive.driving.generator.checks import inside
 from nemo_mtdrive.driving.scene import TRACK_TYPES, Scene, load_scene, save_scene, to_map_frame
 from nemo_mtdrive.driving.sources.av2 import AV2Scenes
 from nemo_mtdrive.driving.trajectory import box_corners, boxes_overlap, dense, interpolate_poses

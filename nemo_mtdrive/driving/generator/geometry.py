@@ -1,4 +1,4 @@
-"""Plane curves of the generator: polylines [n, 2], offsets, smooth turns, and `Path`, a curve by arc length."""
+"""Plane curves of the generator: polylines [n, 2], offsets, smooth turns, arcs."""
 
 from __future__ import annotations
 
@@ -28,11 +28,23 @@ def straight(start: Array, end: Array, step: float) -> Array:
     return start + np.linspace(0.0, 1.0, count)[:, None] * (end - start)
 
 
-def offset(line: Array, distance: float) -> Array:
-    """The line shifted to the left (positive) or right (negative) by `distance` along its vertex normals."""
-    tangent = np.gradient(line, axis=0)
+def normals(line: Array) -> Array:
+    """Unit normals [n, 2] of a line's vertices, to the left."""
+    tangent = np.empty_like(line)
+    tangent[1:-1] = line[2:] - line[:-2]
+    tangent[0], tangent[-1] = line[1] - line[0], line[-1] - line[-2]
     tangent /= np.sqrt((tangent**2).sum(1, keepdims=True))
-    return line + distance * np.column_stack([-tangent[:, 1], tangent[:, 0]])
+    return np.column_stack([-tangent[:, 1], tangent[:, 0]])
+
+
+def offset(line: Array, distance: float | Array) -> Array:
+    """The line shifted to the left (positive) or right (negative) along its vertex normals; distance may vary [n]."""
+    return line + np.broadcast_to(np.asarray(distance, dtype=np.float64), len(line))[:, None] * normals(line)
+
+
+def arc_length(line: Array) -> Array:
+    """Arc length [n] of a line's vertices."""
+    return np.concatenate([[0.0], np.cumsum(np.sqrt((np.diff(line, axis=0) ** 2).sum(1)))])
 
 
 def bend(length: float, angle: float, step: float) -> Array:
@@ -74,55 +86,36 @@ def turn_between(start: Array, start_heading: float, end: Array, end_heading: fl
     return np.vstack(pieces)
 
 
-class Path:
-    """A driven line by arc length s [m] at a fixed spacing, with heading, curvature and a speed profile.
-
-    Args:
-        line: [n, 2] vertices in driving direction.
-        lateral_acceleration: bound on v^2 * curvature [m/s^2], from which `speed_limit_at` comes.
-        braking: deceleration [m/s^2] with which slow places are approached.
-    """
-
-    SPACING = 0.5
-
-    def __init__(self, line: Array, lateral_acceleration: float, braking: float) -> None:
-        step = np.sqrt((np.diff(line, axis=0) ** 2).sum(1))
-        line = line[np.concatenate([[True], step > 1e-6])]
-        # 150 m of straight road past the end: whoever leaves the map keeps going
-        final = line[-1] - line[-2]
-        line = np.vstack([line, line[-1] + 150.0 * final / np.hypot(*final)])
-        distance = np.concatenate([[0.0], np.cumsum(np.sqrt((np.diff(line, axis=0) ** 2).sum(1)))])
-        self.s = np.arange(0.0, distance[-1], self.SPACING)
-        self.points = np.column_stack([np.interp(self.s, distance, line[:, k]) for k in (0, 1)])
-        tangent = np.gradient(self.points, axis=0)
-        self.heading = np.unwrap(np.arctan2(tangent[:, 1], tangent[:, 0]))
-        self.heading = _smooth(self.heading, 5)
-        self.curvature = np.gradient(self.heading, self.SPACING)
-        self.length = float(distance[-1]) - 150.0
-        self.speed = _speed_profile(self.curvature, self.SPACING, lateral_acceleration, braking)
-
-    def pose(self, s: float) -> tuple[float, float, float]:
-        """(x, y, heading) at arc length s; beyond the ends the end's value."""
-        position = min(max(s / self.SPACING, 0.0), len(self.s) - 1.001)
-        index = int(position)
-        share = position - index
-        x, y = self.points[index] + share * (self.points[index + 1] - self.points[index])
-        return x, y, self.heading[index] + share * (self.heading[index + 1] - self.heading[index])
-
-    def index(self, s: float) -> int:
-        """Index of the vertex at or before arc length s."""
-        return min(max(int(s / self.SPACING), 0), len(self.s) - 1)
+def arc(radius: float, first: float, last: float, step: float) -> Array:
+    """Points of a circle around the origin from angle `first` to `last` [rad], either way round."""
+    count = max(3, math.ceil(abs(last - first) * radius / step) + 1)
+    angles = np.linspace(first, last, count)
+    return radius * np.column_stack([np.cos(angles), np.sin(angles)])
 
 
-def _smooth(values: Array, width: int) -> Array:
-    padded = np.pad(values, width // 2, mode="edge")
-    return np.convolve(padded, np.full(width, 1.0 / width), mode="valid")
+def resampled(line: Array, spacing: float) -> Array:
+    """The line with a vertex about every `spacing` m, ends kept."""
+    distance = arc_length(line)
+    keep = np.concatenate([[True], np.diff(distance) > 1e-9])
+    at = np.linspace(0.0, distance[-1], max(2, round(distance[-1] / spacing) + 1))
+    return np.column_stack([np.interp(at, distance[keep], line[keep, k]) for k in (0, 1)])
 
 
-def _speed_profile(curvature: Array, spacing: float, lateral_acceleration: float, braking: float) -> Array:
-    """Largest speed at each vertex from which every later curve can be met by gentle braking (a backward pass)."""
-    square = lateral_acceleration / np.maximum(np.abs(_smooth(curvature, 7)), 1e-4)
-    s = spacing * np.arange(len(square))
-    # v(s)^2 = min over s' >= s of v_curve(s')^2 + 2 b (s' - s)
-    reach = np.minimum.accumulate((square + 2 * braking * s)[::-1])[::-1] - 2 * braking * s
-    return np.sqrt(np.maximum(reach, 0.25))
+def softened(line: Array, width: float, spacing: float) -> Array:
+    """The line with corners and steps of curvature spread over about `width` m (two running means); ends stay."""
+    even = resampled(line, 0.25)
+    taps = 2 * round(width / 0.25 / 2) + 1
+    for _ in range(2):
+        pad = taps // 2
+        first, last = even[0] - even[1], even[-1] - even[-2]
+        reach = np.arange(pad, 0, -1)[:, None]
+        padded = np.vstack([even[0] + reach * first, even, even[-1] + reach[::-1] * last])
+        total = np.cumsum(np.vstack([np.zeros(2), padded]), axis=0)
+        even = (total[taps:] - total[:-taps]) / taps
+    return resampled(even, spacing)
+
+
+def ease(share: Array) -> Array:
+    """0 to 1 with rest at both ends (quintic); shares outside 0..1 are clipped."""
+    share = np.clip(share, 0.0, 1.0)
+    return share**3 * (10.0 - 15.0 * share + 6.0 * share**2)

@@ -1,9 +1,9 @@
-"""Road layouts: a multi-lane straight road, a curved road, a four-way crossing; with every route that can be driven."""
+"""`Road`, what every layout gives, and the plain layouts: straight road, curve, narrow street."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,25 +14,28 @@ from nemo_mtdrive.driving.generator.geometry import (
     moved,
     offset,
     straight,
-    turn_between,
 )
 from nemo_mtdrive.driving.generator.mapping import MapBuilder
 from nemo_mtdrive.driving.scene import Area, Array, SceneMap
 
 CROSSWALK_WIDTH = 3.0
-SHOULDER_M = (0.7, 1.6)
-"""Paved width beside the outer lanes of plain roads (a car park in the map's terms: drivable, but no lane)."""
+STOP_LINE_BEFORE_END_M = 4.3
+"""Stop lines lie this far before the end of a lane that leads into a crossing: behind the crosswalk."""
 STEP, BEND_STEP = 3.0, 1.5
 """Spacing of the map's vertices on straight lines and in bends [m]."""
+PARKING_M = 2.3
+EGO_SIDE, RIGHT_SIDE, ONCOMING_SIDE, LEFT_SIDE = range(4)
+"""`Route.approach`: where a route comes from, seen by the ego."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """A drivable line from one edge of the map to another.
+    """A line from one edge of the map to another, as its lanes lead.
 
-    `movement` is straight, left or right at the crossing (straight on plain roads); `approach` is the arm it comes
-    from: 0 the ego's, 2 the oncoming traffic's, 1 and 3 the crossing road's. `stop` is the arc length of the stop line,
-    `entry` that of the intersection's edge; both None on plain roads.
+    `movement` is straight, left or right; `lane` counts from the left among `lanes` parallel ones. `rank` decides who
+    gives way where two lines meet: the higher one. `stop` is the arc length of the stop line, `entry` that of the
+    crossing's edge, `leave` where the crossing ends (None on plain roads); `light` is the group of signals, -1 without.
+    `change` is the stretch on which lanes may be changed; `ends` tells that the lane merges into another.
     """
 
     line: Array
@@ -40,15 +43,22 @@ class Route:
     lane: int
     lanes: int
     approach: int
-    movement: str
-    connector_id: str | None
-    stop: float | None
-    entry: float | None
+    movement: str = "straight"
+    rank: int = 0
+    connector_id: str | None = None
+    stop: float | None = None
+    entry: float | None = None
+    leave: float | None = None
+    light: int = -1
+    change: tuple[float, float] = (0.0, 1e9)
+    ends: bool = False
+    circles: bool = False
+    """Who is in the roundabout goes first there, whatever the rank."""
 
 
 @dataclass(frozen=True)
 class Crosswalk:
-    """Where pedestrians cross: from kerb to kerb [2], and which stretch of street it lies on."""
+    """Where pedestrians cross: from kerb to kerb [2], and which arm of a crossing it lies on (0: the ego's)."""
 
     start: Array
     end: Array
@@ -65,55 +75,92 @@ class Road:
     crosswalks: tuple[Crosswalk, ...]
     speed_limit: float
     lane_width: float
-    bend_start: float
-    """Arc length along the main road at which the curve begins (0 on other kinds)."""
+    focus: tuple[float, float]
+    """Arc lengths of the ego's routes between which its rear axle may be at t = 0; crossings have their stop line."""
+    parking: float = 0.0
+    """Width of the parking strip to the right of the outer lanes [m]."""
+    bend: tuple[float, float] = (0.0, 0.0)
+    """Arc length at which a curve starts, and its angle [rad]."""
+    neighbours: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Index of the routes to the left and right of a route, -1 for none; missing ones have none."""
 
 
-def build_road(kind: str, rng: np.random.Generator, *, two_lanes: bool, crosswalk: bool) -> Road:
-    """A road of `kind` straight, curve or crossing, somewhere in the map frame, turned at random.
+@dataclass(frozen=True)
+class Wish:
+    """What a situation needs of its road."""
 
-    `two_lanes` asks for two or more lanes in the ego's direction; `crosswalk` for one on a plain road.
-    """
-    origin = rng.uniform(-500.0, 500.0, 2)
-    heading = rng.uniform(-math.pi, math.pi)
-    if kind == "crossing":
-        return _crossing(rng, origin, heading, two_lanes)
-    return _plain(kind, rng, origin, heading, two_lanes, crosswalk)
+    lanes: int = 1
+    """At least so many lanes in the ego's direction."""
+    parking: bool = False
+    crosswalk: bool = False
+    command: str = "GO STRAIGHT"
+    slow: bool = False
+    """A street of the town, not a fast road."""
 
 
-def _plain(kind: str, rng: np.random.Generator, origin: Array, heading: float, two_lanes: bool,
-           crosswalk: bool) -> Road:
-    lanes = int(rng.integers(2 if two_lanes else 1, 4 if kind == "straight" else 3))
-    width = float(rng.uniform(3.4, 3.8))
-    limit = float(rng.choice([9.0, 11.0, 13.5, 15.5, 16.5] if kind == "straight" else [9.0, 11.0, 13.5, 15.5]))
-    before = 140.0
-    if kind == "straight":
-        line = straight(np.zeros(2), np.array([380.0, 0.0]), STEP)
-    else:
-        angle = float(rng.uniform(0.6, 1.7) * rng.choice([-1.0, 1.0]))
-        # the radius at the bend's middle; the inside must stay wider than the lanes
-        radius = lanes * width + float(rng.uniform(17.0, 60.0))
-        arc = moved(bend(abs(angle) * radius * 1.43, angle, BEND_STEP), np.array([before, 0.0]), 0.0)
-        tail = straight(arc[-1], arc[-1] + 170.0 * heading_vector(angle), STEP)
-        line = np.vstack([straight(np.zeros(2), arc[0], STEP)[:-1], arc[:-1], tail])
-    line = moved(line, origin, heading)
+def side_by_side(routes: list[Route]) -> dict[int, tuple[int, int]]:
+    """Neighbours of routes: those on the same roadblocks one lane to the left and to the right."""
+    at = {(route.roadblock_ids, route.lane): index for index, route in enumerate(routes)}
+    return {index: (at.get((route.roadblock_ids, route.lane - 1), -1), at.get((route.roadblock_ids, route.lane + 1), -1))
+            for index, route in enumerate(routes)}
+
+
+def build_straight(rng: np.random.Generator, wish: Wish) -> Road:
+    """A straight road with one to three lanes a direction."""
+    limits = [9.0, 11.0, 13.5] if wish.slow else [9.0, 11.0, 13.5, 16.5, 20.0]
+    lanes = int(rng.integers(wish.lanes, max(wish.lanes, 3) + 1))
+    limit = float(rng.choice(limits))
+    line = straight(np.zeros(2), np.array([460.0, 0.0]), STEP)
+    return _plain("straight", rng, line, lanes, limit, (170.0, 215.0), wish)
+
+
+def build_curve(rng: np.random.Generator, wish: Wish) -> Road:
+    """A road with a bend of 35 to 100 degrees to the side that the command asks for."""
+    lanes = int(rng.integers(wish.lanes, max(wish.lanes, 2) + 1))
+    limit = float(rng.choice([9.0, 11.0, 13.5, 15.5]))
+    side = {"TURN LEFT": 1.0, "TURN RIGHT": -1.0}.get(wish.command) or float(rng.choice([-1.0, 1.0]))
+    angle = side * float(rng.uniform(0.6, 1.7))
+    # the inside of the bend must stay wider than the lanes
+    radius = lanes * 3.6 + float(rng.uniform(16.0, 55.0))
+    before = 190.0
+    curve = moved(bend(abs(angle) * radius * 1.43, angle, BEND_STEP), np.array([before, 0.0]), 0.0)
+    tail = straight(curve[-1], curve[-1] + 190.0 * heading_vector(angle), STEP)
+    line = np.vstack([straight(np.zeros(2), curve[0], STEP)[:-1], curve[:-1], tail])
+    length = abs(angle) * radius * 1.43
+    focus = (before - 45.0, before - 22.0) if wish.command == "GO STRAIGHT" else (before + 1.0, before + 0.5 * length)
+    return _plain("curve", rng, line, lanes, limit, focus, wish, bend_at=(before, angle))
+
+
+def build_narrow(rng: np.random.Generator, wish: Wish) -> Road:
+    """A street of one lane a direction between parked cars."""
+    line = straight(np.zeros(2), np.array([330.0, 0.0]), STEP)
+    limit = float(rng.choice([7.0, 8.3, 9.5]))
+    return _plain("narrow_street", rng, line, 1, limit, (110.0, 150.0), wish)
+
+
+def _plain(kind: str, rng: np.random.Generator, line: Array, lanes: int, limit: float, focus: tuple[float, float],
+           wish: Wish, bend_at: tuple[float, float] = (0.0, 0.0)) -> Road:
+    narrow = kind == "narrow_street"
+    width = float(rng.uniform(3.2, 3.35) if narrow else rng.uniform(3.3, 3.7))
+    line = moved(line, rng.uniform(-500.0, 500.0, 2), float(rng.uniform(-math.pi, math.pi)))
     builder = MapBuilder(width, limit)
     forward = builder.add_roadblock("F", line, lanes)
     backward = builder.add_roadblock("B", line[::-1].copy(), lanes)
-    shoulder = float(rng.uniform(*SHOULDER_M))
+    parking = PARKING_M if narrow or wish.parking else 0.0
+    shoulder = parking or float(rng.uniform(0.8, 1.6))
     for name, edge in (("SF", line), ("SB", line[::-1])):
         builder.add_shoulder(name, offset(edge, -lanes * width), shoulder)
-    routes = [Route(builder.centerline(lane), (block,), i, lanes, approach, "straight", None, None, None)
-              for approach, block, ids in ((0, "F", forward), (2, "B", backward)) for i, lane in enumerate(ids)]
+    routes = [Route(builder.centerline(lane), (block,), i, lanes, approach, rank=approach)
+              for approach, block, ids in ((EGO_SIDE, "F", forward), (ONCOMING_SIDE, "B", backward))
+              for i, lane in enumerate(ids)]
     walks: tuple[Crosswalk, ...] = ()
-    if crosswalk:
-        along = np.concatenate([[0.0], np.cumsum(np.sqrt((np.diff(line, axis=0) ** 2).sum(1)))])
-        index = int(np.searchsorted(along, rng.uniform(before, before + 40.0)))
-        walks = (_crosswalk(builder, line, index, lanes * width, arm=0),)
-    return Road(kind, builder.build(), tuple(routes), walks, limit, width, before if kind == "curve" else 0.0)
+    if wish.crosswalk:
+        index = int(rng.uniform(focus[1] + 5.0, focus[1] + 30.0) / STEP)
+        walks = (add_crosswalk(builder, line, index, lanes * width + (shoulder if parking else 0.0), EGO_SIDE),)
+    return Road(kind, builder.build(), tuple(routes), walks, limit, width, focus, parking, bend_at, side_by_side(routes))
 
 
-def _crosswalk(builder: MapBuilder, line: Array, index: int, half_width: float, arm: int) -> Crosswalk:
+def add_crosswalk(builder: MapBuilder, line: Array, index: int, half_width: float, arm: int) -> Crosswalk:
     """A crosswalk over the street around `line`, centred on its vertex `index`."""
     point = line[index]
     ahead = line[index + 1] - line[index]
@@ -122,74 +169,3 @@ def _crosswalk(builder: MapBuilder, line: Array, index: int, half_width: float, 
     polygon = np.array([point - along + side, point + along + side, point + along - side, point - along - side])
     builder.crosswalks.append(Area(f"W{arm}", polygon))
     return Crosswalk(point + side, point - side, arm)
-
-
-def _crossing(rng: np.random.Generator, origin: Array, heading: float, two_lanes: bool) -> Road:
-    width = float(rng.uniform(3.4, 3.8))
-    limit = float(rng.choice([9.0, 11.0, 13.5]))
-    main = int(rng.integers(2 if two_lanes else 1, 3))
-    cross = int(rng.integers(1, 3))
-    skew = float(rng.uniform(-0.2, 0.2))
-    kerb = float(rng.uniform(7.5, 11.0))
-    # arm 0 is where the ego comes from; arms go round counter-clockwise: 0 back, 1 right, 2 ahead, 3 left
-    out = [heading + math.pi, heading - math.pi / 2 + skew, heading, heading + math.pi / 2 + skew]
-    lanes = [main, cross, main, cross]
-    near = [(lanes[k - 1] + lanes[k] * abs(math.sin(skew))) * width / math.cos(skew) + kerb for k in range(4)]
-    builder = MapBuilder(width, limit)
-    inbound, outbound = _arms(builder, origin, out, lanes, near)
-    _intersection(builder, origin, out, lanes, near)
-    walks = []
-    for k in range(4):
-        arm_line = straight(origin + near[k] * heading_vector(out[k]), origin + 60 * heading_vector(out[k]), 0.5)
-        walks.append(_crosswalk(builder, arm_line, 4, lanes[k] * width, arm=k))
-    routes = []
-    for a in range(4):
-        for b in range(4):
-            if a != b:
-                routes += _routes(builder, (a, b), inbound, outbound, out)
-    return Road("crossing", builder.build(), tuple(routes), tuple(walks), limit, width, 0.0)
-
-
-def _arms(builder: MapBuilder, origin: Array, out: list[float], lanes: list[int],
-          near: list[float]) -> tuple[list[list[str]], list[list[str]]]:
-    inbound, outbound = [], []
-    for k in range(4):
-        unit = heading_vector(out[k])
-        line = straight(origin + near[k] * unit, origin + 170.0 * unit, STEP)
-        inbound.append(builder.add_roadblock(f"I{k}", line[::-1].copy(), lanes[k]))
-        outbound.append(builder.add_roadblock(f"O{k}", line, lanes[k]))
-    return inbound, outbound
-
-
-def _intersection(builder: MapBuilder, origin: Array, out: list[float], lanes: list[int], near: list[float]) -> None:
-    """The area between the arms, with rounded kerbs."""
-    ring = []
-    for k in range(4):
-        following = (k + 1) % 4
-        unit, next_unit = heading_vector(out[k]), heading_vector(out[following])
-        left = origin + near[k] * unit + lanes[k] * builder.lane_width * left_of(unit)
-        right = origin + near[following] * next_unit - lanes[following] * builder.lane_width * left_of(next_unit)
-        ring.append(turn_between(left, out[k] + math.pi, right, out[following], 0.5))
-    builder.intersections.append(Area("X", np.vstack(ring)))
-
-
-def _routes(builder: MapBuilder, arms: tuple[int, int], inbound: list[list[str]], outbound: list[list[str]],
-            out: list[float]) -> list[Route]:
-    """The connector from arm a to arm b, and one route for each of its lanes."""
-    a, b = arms
-    entering, leaving = inbound[a], outbound[b]
-    movement = {1: "right", 2: "straight", 3: "left"}[(b - a) % 4]
-    pairs = {"left": [(entering[0], leaving[0])], "right": [(entering[-1], leaving[-1])],
-             "straight": list(zip(entering, leaving, strict=False))}[movement]
-    curves = [turn_between(builder.centerline(before)[-1], out[a] + math.pi, builder.centerline(after)[0], out[b],
-                           1.0) for before, after in pairs]
-    ids = builder.add_connector(f"C{a}{b}", curves, pairs)
-    routes = []
-    for connector, curve, (before, after) in zip(ids, curves, pairs, strict=True):
-        first = builder.centerline(before)
-        length = float(np.hypot(*(first[-1] - first[0])))
-        line = np.vstack([first[:-1], curve, builder.centerline(after)[1:]])
-        routes.append(Route(line, (f"I{a}", f"C{a}{b}", f"O{b}"), entering.index(before), len(entering), a,
-                            movement, connector, length - 2.0 - CROSSWALK_WIDTH / 2 - 0.8, length))
-    return routes
-

@@ -1,219 +1,112 @@
-"""Road users: drivers that follow a line with the Intelligent Driver Model, and pedestrians that cross or stroll.
-
-Everyone sees everyone: a driver takes the nearest body that reaches into the strip ahead of it as its leader, be it
-another car, the expert or somebody merging; stop lines, crosswalks in use and crossing traffic with priority are
-standing leaders. `Driver` serves for the expert (the ego) and for the traffic alike.
-"""
+"""Everybody else: cars on the other lanes and arms, cyclists, people on the pavement, parked cars."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from nemo_mtdrive.driving.generator.geometry import Path
-from nemo_mtdrive.driving.generator.roads import Route
-from nemo_mtdrive.driving.scene import Array
+from nemo_mtdrive.driving.generator.records import BICYCLE, WARM_UP_S
+from nemo_mtdrive.driving.generator.roads import EGO_SIDE, ONCOMING_SIDE, Route
+from nemo_mtdrive.driving.generator.situations import BICYCLE_BODY, BUS_BODY, park_cars
+from nemo_mtdrive.driving.generator.stage import Stage
 
-STEP_S = 0.1
-STANDSTILL_GAP = 2.0
-SIDE_MARGIN = 0.25
-VIEW_M = 90.0
-HARDEST_BRAKING = 7.0
+TRIES = 3
+IN_LANE_GAP_M, BESIDE_GAP_M = 12.0, 3.0
 
 
-@dataclass(frozen=True)
-class Body:
-    """Length, width, height [m] and how far the centre lies ahead of the rear axle."""
-
-    length: float
-    width: float
-    height: float
-    rear_to_center: float
-
-    @property
-    def front(self) -> float:
-        """Rear axle to front bumper [m]."""
-        return self.rear_to_center + self.length / 2
-
-
-@dataclass(frozen=True)
-class Style:
-    """How somebody drives: desired speed [m/s], headway [s], acceleration and comfortable braking [m/s^2]."""
-
-    speed: float
-    headway: float
-    acceleration: float
-    braking: float
-
-
-@dataclass(frozen=True)
-class Script:
-    """What a driver was told to do, in scene time [s]; None or empty where it drives freely.
-
-    `hold_until`: stand still before this time. `brake_from`: brake with `brake_with` m/s^2 from then on down to
-    `brake_to` m/s. `lateral`: (offset, start, duration): begins `offset` m left of its line and moves onto it.
-    """
-
-    hold_until: float | None = None
-    brake_from: float | None = None
-    brake_with: float = 0.0
-    brake_to: float = 0.0
-    lateral: tuple[float, float, float] | None = None
-
-    def offset_at(self, time: float) -> float:
-        """Lateral distance from the line, left positive [m]."""
-        if self.lateral is None:
-            return 0.0
-        distance, start, duration = self.lateral
-        share = min(max((time - start) / duration, 0.0), 1.0)
-        return distance * (1.0 - share**3 * (10.0 - 15.0 * share + 6.0 * share**2))
-
-
-@dataclass
-class Driver:
-    """A vehicle on a path: arc length `s` of its rear axle, speed and acceleration; `trace` keeps a row a step."""
-
-    name: str
-    path: Path
-    route: Route
-    body: Body
-    style: Style
-    s: float
-    speed: float
-    script: Script = field(default_factory=Script)
-    acceleration: float = 0.0
-    trace: list[tuple[float, float, float, float, float, float]] = field(default_factory=list)
-    """Rows (x, y, heading of the rear axle, speed, acceleration, s)."""
-
-    @property
-    def nose(self) -> float:
-        """Arc length of the front bumper."""
-        return self.s + self.body.front
-
-    def pose(self, time: float) -> tuple[float, float, float]:
-        """Rear axle (x, y, heading) at the present arc length."""
-        x, y, heading = self.path.pose(self.s)
-        lateral = self.script.offset_at(time)
-        if lateral == 0.0 or self.script.lateral is None:
-            return x, y, heading
-        drift = (self.script.offset_at(time + STEP_S) - lateral) / (STEP_S * max(self.speed, 2.0))
-        return x - math.sin(heading) * lateral, y + math.cos(heading) * lateral, heading + math.atan(drift)
-
-    def free_acceleration(self) -> float:
-        """Towards the desired speed, and ahead of curves down to the path's speed profile."""
-        style = self.style
-        preview = 0.6
-        ahead = self.path.speed[self.path.index(self.s + self.speed * preview)]
-        free = style.acceleration * (1.0 - (self.speed / style.speed) ** 4)
-        return max(min(free, (ahead - self.speed) / preview, style.acceleration), -style.braking * 1.25)
-
-    def car_following(self, gap: float, leader_speed: float) -> float:
-        """IDM's interaction term [m/s^2, <= 0] for a leader `gap` m before the bumper.
-
-        IDM alone panics when somebody cuts in at a short gap but equal speed; so it never asks for much more than the
-        closing speed makes necessary (the idea of the constant-acceleration heuristic).
-        """
-        style = self.style
-        closing = self.speed * (self.speed - leader_speed) / (2.0 * math.sqrt(style.acceleration * style.braking))
-        wanted = STANDSTILL_GAP + max(0.0, self.speed * style.headway + closing)
-        needed = max(0.0, self.speed - leader_speed) ** 2 / (2.0 * max(gap - 1.0, 0.3))
-        return -min(style.acceleration * (wanted / max(gap, 0.3)) ** 2, style.acceleration + 1.0 + 1.5 * needed)
-
-    def can_stop_within(self, gap: float) -> bool:
-        """Whether braking at 3.5 m/s^2 is enough."""
-        return self.speed**2 / 7.0 <= max(gap, 0.0)
-
-    def advance(self, wanted: float, time: float) -> None:
-        """One step with the wanted acceleration, jerk-limited; the script overrules it."""
-        script = self.script
-        if script.hold_until is not None and time < script.hold_until:
-            self.speed, self.acceleration = 0.0, 0.0
+def add_traffic(stage: Stage) -> None:
+    """Three to some twenty cars (more where it is difficult), where they do not spoil the situation."""
+    wanted = int(stage.rng.integers(3, 8 + round(12 * stage.difficulty)))
+    routes = stage.road.routes
+    weights = np.array([_weight(stage, route) for route in routes])
+    lines = stage.rng.choice(len(routes), size=TRIES * wanted, p=weights / weights.sum())
+    placed = 0
+    for line in lines.tolist():
+        if placed >= wanted:
             return
-        if script.brake_from is not None and time >= script.brake_from:
-            wanted = min(wanted, -script.brake_with if self.speed > script.brake_to else 0.0)
-        down = 5.0 if wanted > -3.0 else 15.0
-        change = min(max(wanted - self.acceleration, -down * STEP_S), 4.0 * STEP_S)
-        self.acceleration = min(max(self.acceleration + change, -HARDEST_BRAKING), self.style.acceleration)
-        speed = max(0.0, self.speed + self.acceleration * STEP_S)
-        if speed == 0.0:
-            self.acceleration = 0.0
-        self.s += 0.5 * (self.speed + speed) * STEP_S
-        self.speed = speed
+        s = _place(stage, line)
+        body = BUS_BODY if stage.chance(0.02) else stage.car_body()
+        if s is None or not _is_free(stage, line, s, body[0]):
+            continue
+        wish = stage.road.speed_limit * stage.uniform(0.7, 1.05)
+        if stage.chance(0.04) and stage.road.speed_limit < 15.0:
+            aside = -0.5 * stage.road.lane_width + 0.6
+            stage.add_driver(line, s, stage.uniform(3.0, 5.5), BICYCLE_BODY, type=BICYCLE, offset_from=aside,
+                             offset_to=aside, changes=0, passes=0, power=0.8, to_center=0.5)
+        else:
+            stage.add_driver(line, s, wish * stage.uniform(0.75, 1.0), body, wish=wish)
+        placed += 1
 
 
-@dataclass
-class Pedestrian:
-    """Somebody of a `size` (length, width, height) m who walks from `start` [2] along `direction` [2] at `speed` m/s.
-
-    The walk begins at the time `begins` and is over after `distance` m; `crossing` tells whether it leads over the road.
-    """
-
-    name: str
-    size: tuple[float, float, float]
-    start: Array
-    direction: Array
-    distance: float
-    speed: float
-    begins: float
-    crossing: bool
-    arm: int = -1
-    walked: float = 0.0
-    now: float = 0.0
-    trace: list[tuple[float, float, float, float, float]] = field(default_factory=list)
-    """Rows (x, y, heading, vx, vy)."""
-
-    @property
-    def position(self) -> Array:
-        """Where it stands now [2]."""
-        return self.start + self.walked * self.direction
-
-    def advance(self, time: float, blocked: bool) -> None:
-        """One step of walking, or of waiting."""
-        walking = time >= self.begins and self.walked < self.distance and not blocked
-        target = self.speed if walking else 0.0
-        # one step up to speed takes about half a second
-        self.now += min(max(target - self.now, -3.0 * STEP_S), 3.0 * STEP_S)
-        self.walked += self.now * STEP_S
+def _weight(stage: Stage, route: Route) -> float:
+    return 0.4 if route.approach == EGO_SIDE and route.entry is not None else 1.0
 
 
-def disks(drivers: list[Driver], poses: Array) -> tuple[Array, Array]:
-    """Three disks a vehicle that fill its box: centres [3 V, 2] and radii [3 V]."""
-    cos, sin = np.cos(poses[:, 2]), np.sin(poses[:, 2])
-    length = np.array([d.body.length for d in drivers])
-    width = np.array([d.body.width for d in drivers])
-    center = np.array([d.body.rear_to_center for d in drivers])
-    reach = (length - width) / 2
-    along = np.stack([center - reach, center, center + reach])
-    points = np.stack([poses[:, 0] + along * cos, poses[:, 1] + along * sin], axis=-1)
-    return points.reshape(-1, 2), np.tile(width / 2, 3)
+def _place(stage: Stage, line: int) -> float | None:
+    """An arc length at the start of the warm-up, None where somebody would spoil the situation."""
+    route, here = stage.road.routes[line], float(stage.expert["s"][0])
+    way = stage.road.speed_limit * WARM_UP_S
+    if route.entry is not None:
+        assert route.stop is not None
+        if route.approach == EGO_SIDE:
+            if route.lane == stage.route.lane:
+                s = here - stage.uniform(14.0, 60.0)
+            else:
+                s = here + stage.uniform(-30.0, 50.0)
+                if s > route.stop - 8.0:
+                    return None
+        elif stage.chance(0.8):
+            s = route.stop - stage.uniform(8.0, 60.0 + 0.8 * way)
+        else:
+            s = route.entry + stage.uniform(25.0, 80.0)
+    elif line == stage.line:
+        s = here - stage.uniform(14.0, 70.0) if stage.chance(0.6) else here + stage.uniform(70.0, 150.0)
+    elif route.approach == ONCOMING_SIDE:
+        s = stage.lines.length[line] - here - way - stage.uniform(-60.0, 190.0)
+    else:
+        there = stage.lines.nearest(line, stage.lines.beside(stage.line, here, 0.0))
+        s = there + stage.uniform(-50.0, 110.0)
+    return s if s > 3.0 else None
 
 
-def leader(driver: Driver, own: int, count: int, points: Array, radii: Array, headings: Array,
-           speeds: Array) -> tuple[float, float]:
-    """Gap [m] to the nearest body in the strip ahead and its speed along the strip; (inf, 0) when it is clear."""
-    path = driver.path
-    start = path.index(driver.s + 0.5 * driver.body.front)
-    strip = path.points[start : start + int(VIEW_M / path.SPACING) : 2]
-    # only bodies in the half circle ahead can lie in the strip; dropping the rest first halves the work
-    offset = points - strip[0]
-    heading = path.heading[start]
-    ahead = offset[:, 0] * math.cos(heading) + offset[:, 1] * math.sin(heading) > -12.0
-    ahead[own::count] = False
-    near = np.flatnonzero(ahead)
-    if not len(near):
-        return math.inf, 0.0
-    reach = radii[near] + driver.body.width / 2 + SIDE_MARGIN
-    dx = strip[:, 0:1] - points[near, 0]
-    dy = strip[:, 1:2] - points[near, 1]
-    hit = dx * dx + dy * dy < reach * reach
-    first = int(hit.argmax())  # row-major: the first hit along the strip
-    row, column = divmod(first, len(near))
-    if not hit[row, column]:
-        return math.inf, 0.0
-    other = int(near[column]) % count
-    vertex = min(start + 2 * row, len(path.heading) - 1)
-    gap = vertex * path.SPACING + driver.body.width / 2 + SIDE_MARGIN - driver.nose
-    along = speeds[other] * math.cos(headings[other] - path.heading[vertex])
-    return gap, max(0.0, along)
+def _is_free(stage: Stage, line: int, s: float, length: float) -> bool:
+    route = stage.road.routes[line]
+    x, y, heading = stage.lines.pose(line, s + 0.22 * length)
+    ego_x, ego_y, ego_heading = stage.lines.pose(stage.line, stage.at_zero - stage.speed * WARM_UP_S)
+    if route.approach == EGO_SIDE and line == stage.line:
+        along = (x - ego_x) * math.cos(ego_heading) + (y - ego_y) * math.sin(ego_heading)
+        reach = stage.speed * WARM_UP_S
+        if any(first - 4.0 < along < last + reach for first, last in stage.keep_clear):
+            return False
+    for other in stage.drivers:
+        row = other[0]
+        ox, oy, there = stage.lines.pose(int(row["line"]), float(row["s"] + row["to_center"]))
+        same = math.cos(heading - there) > 0.5 and abs(-math.sin(heading) * (ox - x) + math.cos(heading) * (oy - y)) < 2.0
+        needed = (IN_LANE_GAP_M if same else BESIDE_GAP_M) + 0.5 * (length + float(row["length"])) * (1.0 if same else 0.6)
+        if math.hypot(ox - x, oy - y) < needed:
+            return False
+    return all(math.hypot(thing.pose[0] - x, thing.pose[1] - y) > 0.5 * (length + thing.size[0])
+               or abs(-math.sin(heading) * (thing.pose[0] - x) + math.cos(heading) * (thing.pose[1] - y)) > 2.2
+               for thing in stage.things)
+
+
+def add_strollers(stage: Stage) -> None:
+    """People on the pavement who do not cross: not everybody at the roadside is a reason to brake."""
+    if stage.road.kind == "merge":
+        return
+    if stage.road.parking and not stage.things:
+        park_cars(stage, stage.at_zero - 30.0, stage.at_zero + 80.0, 0.5)
+    outside = stage.kerb() - max(stage.road.parking, 1.6)
+    for _ in range(int(stage.rng.integers(0, 5))):
+        s = stage.at_zero + stage.uniform(5.0, 90.0)
+        if stage.route.stop is not None and s > stage.route.stop - 6.0:
+            continue
+        side = outside - stage.uniform(0.8, 2.4)
+        if stage.chance(0.35):
+            side = (stage.route.lanes + stage.route.lane + 0.5) * stage.road.lane_width + stage.uniform(2.6, 4.5)
+        heading = stage.lines.pose(stage.line, s)[2] + (math.pi if stage.chance(0.5) else 0.0)
+        # on a curve a straight walk would lead off the pavement
+        pace = 0.0 if stage.road.kind == "curve" or stage.chance(0.3) else stage.uniform(0.8, 1.5)
+        direction = np.array([math.cos(heading), math.sin(heading)])
+        stage.add_walker(stage.lines.beside(stage.line, s, side), direction, 30.0, pace, -WARM_UP_S, crosses=0)
