@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nemo_mtdrive import __version__
 from nemo_mtdrive.cli_scenes import add_scenes
+from nemo_mtdrive.cli_scoring import add_scoring
 from nemo_mtdrive.commands import command as _command
 from nemo_mtdrive.commands import positive as _positive
 from nemo_mtdrive.config import CONF_DIR, Config, ConfigError, load_config
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nemo-mtdrive", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_score, add_scenes, _add_curate, _add_train_reviewer, _add_rl, _add_report, _add_processes):
+    for add in (add_scoring, add_scenes, _add_curate, _add_rl, _add_report, _add_processes):
         add(commands)
     return parser
 
@@ -72,22 +73,6 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def _config(options: argparse.Namespace) -> Config:
     return load_config(options.config_name, options.overrides, options.config_dir)
-
-
-def _add_score(commands: argparse._SubParsersAction) -> None:
-    parser = _command(commands, "score", "score trajectories by NAVSIM v1 (NC DAC TTC EP C DDC PDMS), a JSON line a case",
-                      _score, "nemo-mtdrive score tests/golden/pdm/g014_intersection_straight.json")
-    parser.add_argument("scenes", nargs="+", metavar="SCENE.json")
-    parser.add_argument("--perception", choices=("oracle", "kinematic"), default="oracle",
-                        help="recorded future, or constant velocity from t = 0 (default: %(default)s)")
-    parser.add_argument("--trajectory", metavar="FILE", help="JSON 8 x [x, y, heading] for scenes without cases")
-
-
-def _score(options: argparse.Namespace) -> None:
-    from nemo_mtdrive.pdm.command import score
-
-    for line in score(options.scenes, options.perception, options.trajectory):
-        print(json.dumps(line), flush=True)
 
 
 def _add_curate(commands: argparse._SubParsersAction) -> None:
@@ -112,36 +97,6 @@ def _curate(options: argparse.Namespace) -> None:
             progress.phase("SFT data", total=len(ids), unit="scenes") as bar:
         counts = curate(task, ids, options.workers, bar.advance)
     print(json.dumps({"scenes": len(ids), **counts}))
-
-
-def _add_train_reviewer(commands: argparse._SubParsersAction) -> None:
-    parser = _command(commands, "train-reviewer", "train a reward model on PDM labels, for agent.kind=learned; prints its "
-                      "accuracy on held-out scenes as JSON", _train_reviewer,
-                      "nemo-mtdrive train-reviewer --generate 500 --out reviewer")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--scenes", default="", metavar="DIR", help="scene files to learn from and to measure on")
-    source.add_argument("--generate", type=_positive, default=0, metavar="N", help="generated scenes instead")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for reward_model.safetensors, report.json")
-    parser.add_argument("--perception", choices=("oracle", "kinematic"), default="oracle")
-    parser.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="only measured on (default: 0.2)")
-    parser.add_argument("--epochs", type=_positive, default=30, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=1, help="of the split, the plans and the training")
-    parser.add_argument("--workers", type=_positive, default=2, help="processes that label (default: %(default)s)")
-
-
-def _train_reviewer(options: argparse.Namespace) -> None:
-    from nemo_mtdrive.algorithms.reward_model import RewardTraining
-    from nemo_mtdrive.algorithms.train_reviewer import train_reviewer
-    from nemo_mtdrive.data.curate import SceneArguments
-    from nemo_mtdrive.telemetry.progress import open_progress
-
-    source = "procedural" if options.generate else "files"
-    arguments = SceneArguments(source, options.scenes, options.generate, 7, 28 if options.generate else 0,
-                               28 if options.generate else 0)
-    training = RewardTraining(epochs=options.epochs, seed=options.seed)
-    with open_progress(sys.stderr, plain_every_s=10.0) as progress:
-        print(json.dumps(train_reviewer(arguments, options.out, options.perception, training, options.held_out,
-                                        options.workers, progress)))
 
 
 def _add_rl(commands: argparse._SubParsersAction) -> None:

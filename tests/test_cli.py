@@ -19,8 +19,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
                           timeout=120)
 
 
-@pytest.mark.parametrize("command", ["score", "scenes generate", "scenes import", "scenes show", "curate", "rl", "sft",
-                                     "report", "serve-env", "rollout-worker", "train-rank"])
+@pytest.mark.parametrize("command", ["score", "import-caches", "train-reviewer", "scenes generate", "scenes import",
+                                     "scenes show", "curate", "rl", "sft", "report", "serve-env", "rollout-worker",
+                                     "train-rank"])
 def test_every_command_teaches_by_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])
@@ -47,6 +48,12 @@ def test_score_prints_a_json_line_a_case() -> None:
         (("rl", "scenes=av2", "scenes.path=/nowhere"), "scenes.path='/nowhere': no such folder"),
         (("score", "/nowhere.json"), "/nowhere.json"),
         (("score", str(Path(__file__))), "test_cli.py"),
+        (("score", str(Path(__file__).parent)), "no scene files (*.json)"),
+        (("score", str(GOLDEN), "--trajectory", str(GOLDEN)), "want JSON of 8 x [x, y, heading]"),
+        (("score", str(GOLDEN), "--caches", "/nowhere"), "no imported metric caches"),
+        (("import-caches", str(GOLDEN), "--out", "/tmp/never"), "set --trust-pickle"),
+        (("import-caches", "/nowhere", "--out", "/tmp/never", "--trust-pickle"), "no metric_cache.pkl there"),
+        (("train-reviewer", "--scenes", "/nowhere", "--out", "/tmp/never"), "/nowhere"),
         (("scenes", "show", "/nowhere.json"), "/nowhere.json"),
         (("report", "/nowhere"), "/nowhere"),
         (("curate", "single-turn", "--scenes", "/nowhere", "--out", "/tmp/never"), "/nowhere"),

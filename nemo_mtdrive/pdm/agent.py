@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_mtdrive.driving.scene import Scene
-from nemo_mtdrive.pdm.cache import PreparedScene, SceneCache, prepare
+from nemo_mtdrive.pdm.cache import Make, PreparedScene, SceneCache, prepare
 from nemo_mtdrive.pdm.feedback import feedback_text, find_violations, violations_of
-from nemo_mtdrive.pdm.imported import ImportedCaches
 from nemo_mtdrive.pdm.observation import PERCEPTIONS
 from nemo_mtdrive.pdm.review import Review
 from nemo_mtdrive.pdm.score import scores
@@ -24,8 +23,9 @@ class PDMAgent:
     moved with constant velocity ("kinematic"). To evaluate what a kinematic agent taught, score with an oracle one.
     """
 
-    def __init__(self, perception: str, cache_size: int, imported: ImportedCaches | None = None) -> None:
-        """Make an agent that keeps `cache_size` prepared scenes; those with a cache of NAVSIM's are prepared from it.
+    def __init__(self, perception: str, cache_size: int, make: Make = prepare) -> None:
+        """Make an agent that keeps `cache_size` prepared scenes; `make` prepares them (`ImportedCaches.prepare` does so
+        from NAVSIM's own caches).
 
         Raises:
             ValueError: an unknown perception, or a cache size below 1.
@@ -33,7 +33,7 @@ class PDMAgent:
         if perception not in PERCEPTIONS:
             raise ValueError(f"perception={perception!r}: set it to one of {', '.join(PERCEPTIONS)}")
         self.perception = perception
-        self._cache = SceneCache(perception, cache_size, prepare if imported is None else imported.prepare)
+        self._cache = SceneCache(perception, cache_size, make)
 
     def prepare(self, scene: Scene) -> PreparedScene:
         """The scene's prepared data, kept for the reviews that follow."""

@@ -106,6 +106,10 @@ def prepare(scene: Scene, perception: str) -> PreparedScene:
     return PreparedScene(scene, observation, drivable, route, on_route, np.ascontiguousarray(route.centerline[:, :2]))
 
 
+Make = Callable[[Scene, str], PreparedScene]
+"""Prepares a scene for a perception."""
+
+
 def _fingerprint(scene: Scene) -> bytes:
     """Tells scenes of one id apart; the map is taken in by its ids, its outline by its number of vertices."""
     digest = hashlib.blake2b(digest_size=16)
@@ -125,7 +129,7 @@ def _fingerprint(scene: Scene) -> bytes:
 class SceneCache:
     """The prepared scenes that were used last; safe for several threads."""
 
-    def __init__(self, perception: str, size: int, make: Callable[[Scene, str], PreparedScene] = prepare) -> None:
+    def __init__(self, perception: str, size: int, make: Make = prepare) -> None:
         """Keep at most `size` scenes, prepared by `make(scene, perception)`.
 
         Raises:

@@ -198,8 +198,8 @@ class ImportedCaches:
         """
         self._files = {path.stem: path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith(".")}
         if not self._files:
-            raise SceneError(f"{folder}: no imported metric caches (*{SUFFIX}) there; make them with `nemo-mtdrive scenes "
-                             "import navsim-cache`")
+            raise SceneError(f"{folder}: no imported metric caches (*{SUFFIX}) there; make them with `nemo-mtdrive "
+                             "import-caches`")
 
     def prepare(self, scene: Scene, perception: str) -> PreparedScene:
         """The scene prepared from its cache, or, where there is none, by us.
@@ -208,4 +208,9 @@ class ImportedCaches:
             SceneError: its cache is broken.
         """
         path = self._files.get(scene.scene_id)
-        return prepare(scene, perception) if path is None else load_cache(path).prepared(scene, perception)
+        if path is None:
+            return prepare(scene, perception)
+        cache = load_cache(path)
+        if cache.scene_id != scene.scene_id:
+            raise SceneError(f"{path}: it is the cache of scene {cache.scene_id!r}; name it after its scene")
+        return cache.prepared(scene, perception)

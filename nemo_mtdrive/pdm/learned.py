@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_mtdrive.driving.scene import Scene
-from nemo_mtdrive.pdm.cache import PreparedScene, SceneCache
+from nemo_mtdrive.pdm.cache import Make, PreparedScene, SceneCache, prepare
 from nemo_mtdrive.pdm.features import NOBODY, describe
 from nemo_mtdrive.pdm.feedback import POINT_STEPS, Finding, feedback_text, violations_of
 from nemo_mtdrive.pdm.observation import AGENT_TYPES
@@ -31,8 +31,8 @@ class LearnedAgent:
     is sure of none, the likeliest one. So here, too, a failing metric is never silent, and a clean one never named.
     """
 
-    def __init__(self, folder: Path, perception: str, cache_size: int) -> None:
-        """Load the model in `folder`; keep `cache_size` prepared scenes.
+    def __init__(self, folder: Path, perception: str, cache_size: int, make: Make = prepare) -> None:
+        """Load the model in `folder`; keep `cache_size` scenes that `make` prepared.
 
         Raises:
             RewardModelError: no model there, or one trained with another perception.
@@ -43,7 +43,7 @@ class LearnedAgent:
             raise RewardModelError(f"{folder}: trained with perception={self._model.perception}, asked for {perception}; "
                                    "set the same, or train another")
         self.perception = perception
-        self._cache = SceneCache(perception, cache_size)
+        self._cache = SceneCache(perception, cache_size, make)
 
     def review(self, scene: Scene, trajectories: Array) -> list[Review]:
         """Predict the scores of trajectories [B, 8, 3] in the ego frame and find their violations.

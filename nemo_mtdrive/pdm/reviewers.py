@@ -7,6 +7,8 @@ from pathlib import Path
 
 from nemo_mtdrive.config import AgentConfig, ConfigError
 from nemo_mtdrive.pdm.agent import PDMAgent
+from nemo_mtdrive.pdm.cache import prepare
+from nemo_mtdrive.pdm.imported import ImportedCaches
 from nemo_mtdrive.pdm.learned import LearnedAgent
 from nemo_mtdrive.pdm.review import Reviewer
 from nemo_mtdrive.pdm.reward_model import RewardModelError
@@ -19,15 +21,17 @@ def open_reviewer(agent: AgentConfig, perception: str, cache_size: int) -> Revie
 
     Raises:
         ConfigError: an unknown kind, a factory that cannot be found or returns no reviewer, a model that cannot be used.
+        SceneError: a folder of imported caches with none in it.
     """
-    if agent.kind == "pdm":
-        return PDMAgent(perception, cache_size)
+    if agent.kind not in ("pdm", "learned"):
+        return _from_factory(agent, perception, cache_size)
+    make = ImportedCaches(Path(agent.navsim_caches)).prepare if agent.navsim_caches else prepare
     if agent.kind == "learned":
         try:
-            return LearnedAgent(Path(agent.path), perception, cache_size)
+            return LearnedAgent(Path(agent.path), perception, cache_size, make)
         except RewardModelError as error:
             raise ConfigError(f"agent.path: {error}") from error
-    return _from_factory(agent, perception, cache_size)
+    return PDMAgent(perception, cache_size, make)
 
 
 def _from_factory(agent: AgentConfig, perception: str, cache_size: int) -> Reviewer:

@@ -33,7 +33,7 @@ def test_an_imported_cache_scores_as_the_original(name: str, tmp_path: Path) -> 
     save_cache(read_metric_cache(written), tmp_path / f"{scene.scene_id}.npz")
     cache = load_cache(tmp_path / f"{scene.scene_id}.npz")
     assert cache.scene_id == scene.scene_id
-    agent = PDMAgent("oracle", 1, ImportedCaches(tmp_path))
+    agent = PDMAgent("oracle", 1, ImportedCaches(tmp_path).prepare)
     bare = replace(cache.scene(), cases=())  # nothing but what the cache holds: no map, no route
     assert bare.map.lanes == () and bare.route_roadblock_ids == ()
     plans = np.stack([case.trajectory for case in scene.cases])
@@ -50,7 +50,7 @@ def test_kinematic_moves_the_boxes_of_a_cache(tmp_path: Path) -> None:
     scene = load_scene(GOLDEN / "g021_lead.json")
     save_cache(read_metric_cache(navsim_format.write(tmp_path, scene)), tmp_path / f"{scene.scene_id}.npz")
     plans = np.stack([case.trajectory for case in scene.cases])
-    imported = PDMAgent("kinematic", 1, ImportedCaches(tmp_path)).review(scene, plans)
+    imported = PDMAgent("kinematic", 1, ImportedCaches(tmp_path).prepare).review(scene, plans)
     ours = PDMAgent("kinematic", 1).review(scene, plans)
     for got, want in zip(imported, ours, strict=True):
         assert got.scores == pytest.approx(want.scores, abs=1e-6)
@@ -60,7 +60,7 @@ def test_scenes_without_a_cache_are_prepared_by_us(tmp_path: Path) -> None:
     first, other = (load_scene(GOLDEN / f"{name}.json") for name in NAMES[:2])
     save_cache(read_metric_cache(navsim_format.write(tmp_path, first)), tmp_path / f"{first.scene_id}.npz")
     plans = np.stack([case.trajectory for case in other.cases])
-    got = PDMAgent("oracle", 1, ImportedCaches(tmp_path)).review(other, plans)
+    got = PDMAgent("oracle", 1, ImportedCaches(tmp_path).prepare).review(other, plans)
     assert [r.scores for r in got] == [r.scores for r in PDMAgent("oracle", 1).review(other, plans)]
     with pytest.raises(SceneError, match="no imported metric caches"):
         ImportedCaches(tmp_path / "log")

@@ -1,0 +1,122 @@
+"""Every check of a config's values: what cannot work is refused before any process or GPU is taken."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nemo_mtdrive.config import AgentConfig, Config, ScenesConfig
+
+IMAGE_MULTIPLE = 28
+"""Sides of an image are multiples of this: 14-pixel patches, merged 2 x 2."""
+
+
+class ConfigError(ValueError):
+    """A request that cannot be run: one line with the key, what was got and what to set. Exit code 2."""
+
+
+def check(config: Config) -> None:
+    """Refuse values that cannot work, before any process or GPU is taken.
+
+    Raises:
+        ConfigError: the first key that is wrong, what was got and what to set.
+    """
+    _check_choices(config)
+    _check_positive(config, "")
+    for key, side in (("image_width", config.scenes.image_width), ("image_height", config.scenes.image_height)):
+        if side % IMAGE_MULTIPLE:
+            raise ConfigError(f"scenes.{key}={side}: set it to a multiple of {IMAGE_MULTIPLE}")
+    rl = config.mtgrpo
+    if rl.group_size < 2:
+        raise ConfigError(f"mtgrpo.group_size={rl.group_size}: set it to 2 or more; a group of one has no advantage")
+    if rl.prompts_per_step % rl.mini_batch_prompts:
+        raise ConfigError(f"mtgrpo.mini_batch_prompts={rl.mini_batch_prompts}: set it to a divisor of "
+                          f"mtgrpo.prompts_per_step={rl.prompts_per_step}")
+    if 0 < rl.dual_clip <= 1:
+        raise ConfigError(f"mtgrpo.dual_clip={rl.dual_clip}: set it above 1, or to 0 for off")
+    if config.sft.batch_size < config.parallel.data:
+        raise ConfigError(f"sft.batch_size={config.sft.batch_size}: set it to parallel.data={config.parallel.data} or more")
+    if not config.model.init_from and config.model.hidden_size % (128 * config.parallel.tensor):
+        raise ConfigError(f"model.hidden_size={config.model.hidden_size}: set it to a multiple of 128 * parallel.tensor = "
+                          f"{128 * config.parallel.tensor} (heads are 128 wide)")
+    _check_scenes(config.scenes)
+    start = config.model.init_from
+    if start and not any((Path(start) / part / "config.json").is_file() for part in ("", "context/hf", "model/context/hf")):
+        raise ConfigError(f"model.init_from={start!r}: no config.json there; set it to a Qwen2.5-VL directory")
+    _check_agent(config.agent)
+
+
+SOURCES = {"procedural": "", "files": "scene files", "av2": "AV2 logs", "navsim": "OpenScene data", "py123d": "py123d data"}
+"""Kinds of sources -> what their folder holds."""
+
+
+def _check_scenes(scenes: ScenesConfig) -> None:
+    if scenes.uri:
+        if scenes.uri.partition("://")[0] not in SOURCES or "://" not in scenes.uri:
+            raise ConfigError(f"scenes.uri={scenes.uri!r}: set it to SCHEME://PATH?name=value with a scheme of "
+                              f"{', '.join(SOURCES)}")
+    elif scenes.source in ("files", "av2") and not (scenes.path and Path(scenes.path).is_dir()):
+        raise ConfigError(f"scenes.path={scenes.path!r}: no such folder; set it to a folder of {SOURCES[scenes.source]}")
+
+
+CHOICES = {
+    "scenes.source": tuple(SOURCES),
+    "environment.perception": ("oracle", "kinematic"),
+    "rollout.dtype": ("float32", "bfloat16"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.recompute": ("none", "selective", "full"),
+    "mtgrpo.estimator": ("sequence", "per_turn", "cross_turn", "unbiased"),
+    "mtgrpo.tied_groups": ("keep", "drop", "refill"),
+    "mtgrpo.aggregation": ("sequence_mean", "token_mean", "constant"),
+    "mtgrpo.kl_estimator": ("k1", "k2", "k3"),
+    "transfer.link": ("shm", "zmq"),
+}
+
+MAY_BE_ZERO = frozenset((
+    "seed", "scenes.seed", "environment.port", "environment.retries", "reward.pdm_weight",
+    "reward.format_weight", "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.two_turn_share", "sft.seed",
+    "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "mtgrpo.dual_clip",
+    "mtgrpo.importance_cap", "validation.every_steps",
+    "validation.scenes", "checkpoint.every_steps", "logging.recorded_episodes",
+))
+
+
+def _check_agent(agent: AgentConfig) -> None:
+    if agent.navsim_caches and not Path(agent.navsim_caches).is_dir():
+        raise ConfigError(f"agent.navsim_caches={agent.navsim_caches!r}: no such folder; set it to one that "
+                          "`nemo-mtdrive import-caches` wrote")
+    if agent.kind == "learned" and not Path(agent.path, "reward_model.safetensors").is_file():
+        raise ConfigError(f"agent.path={agent.path!r}: no reward_model.safetensors there; set it to a folder that "
+                          "`nemo-mtdrive train-reviewer` wrote")
+    if agent.kind in ("pdm", "learned"):
+        return
+    module, _, name = agent.kind.partition(":")
+    try:
+        known = name.isidentifier() and find_spec(module) is not None
+    except (ImportError, ValueError):
+        known = False
+    if not known:
+        raise ConfigError(f"agent.kind={agent.kind}: no such agent; set it to pdm, learned, or package.module:factory of "
+                          "a module that can be imported")
+
+
+def _check_choices(config: Config) -> None:
+    for key, choices in CHOICES.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value not in choices:
+            raise ConfigError(f"{key}={value}: set it to one of {', '.join(choices)}")
+
+
+def _check_positive(node: Any, prefix: str) -> None:
+    for item in fields(node):
+        value, key = getattr(node, item.name), f"{prefix}{item.name}"
+        if is_dataclass(value):
+            _check_positive(value, f"{key}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            least = 0 if key in MAY_BE_ZERO else 1 if isinstance(value, int) else None
+            if value < 0 or (least is None and value <= 0) or (least == 1 and value < 1):
+                raise ConfigError(f"{key}={value}: set it to {'0 or more' if least == 0 else 'a positive number'}")
