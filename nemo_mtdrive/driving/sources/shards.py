@@ -66,7 +66,7 @@ def pack_scene(scene: Scene, image: bytes | None) -> Packed:
     data = scene_to_json(scene)
     validate(data)
     packed = pack(data)
-    return Packed(scene.scene_id, scene.kind, scene.command, float(scene.ego.velocity[0]), zlib.crc32(packed), packed, image)
+    return Packed(scene.scene_id, scene.kind, scene.command, data["ego"]["velocity"][0], zlib.crc32(packed), packed, image)
 
 
 def write_shard(path: Path, rows: Sequence[Packed]) -> None:
