@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
-from nemo_mtdrive.driving.bird_eye import draw
-from nemo_mtdrive.driving.camera import front_camera, project, render
-from nemo_mtdrive.driving.generator import MIXTURE
-from nemo_mtdrive.driving.scene import Scene, SceneError, load_scene
+from nemo_mtdrive.driving.generator import COMMAND_SHARES, MIXTURE
+from nemo_mtdrive.driving.scene import SceneError, load_scene
 from nemo_mtdrive.driving.sources import Address, open_scenes
 from nemo_mtdrive.driving.sources.files import problem_of, scene_files
 from nemo_mtdrive.driving.sources.pictures import read_picture, write_picture
@@ -22,13 +15,10 @@ from nemo_mtdrive.driving.sources.shards import SceneShards
 from nemo_mtdrive.driving.sources.skipped import read_skipped
 from nemo_mtdrive.driving.writing import Layout, is_set_of_shards, write_scenes
 
-SHOWN_HEIGHT_PX, SHOWN_METRES = 560, 90.0
-TRACE_COLOUR = (40, 190, 90)
-
 
 def generate_scenes(count: int, seed: int, out: Path, width: int, height: int, kinds: Mapping[str, float], workers: int,
-                    advance: Callable[[int], None], *, layout: str = "json", images: bool = True, shard_size: int = 100,
-                    ) -> dict[str, str]:
+                    advance: Callable[[int], None], *, difficulty: float = 0.5,
+                    commands: Mapping[str, float] | None = None) -> dict[str, str]:
     """Write the scenes of the seeds `seed` .. `seed + count - 1` into `out`; see `write_scenes`.
 
     Args:
@@ -38,9 +28,8 @@ def generate_scenes(count: int, seed: int, out: Path, width: int, height: int, k
         kinds: the generator's mixture; empty for its own.
         workers: processes; 1 works in this one.
         advance: called with the number of scenes just done or found.
-        layout: json (a file a scene) or shards.
-        images: whether pictures are drawn; without them scenes can be scored, not driven.
-        shard_size: scenes a shard.
+        difficulty: 0 to 1.
+        commands: shares of the commands; None or empty for the generator's own.
 
     Returns:
         Scenes that were left out -> why.
@@ -50,9 +39,14 @@ def generate_scenes(count: int, seed: int, out: Path, width: int, height: int, k
     """
     if count < 1 or seed < 0:
         raise SceneError(f"generate: got count={count} seed={seed}; set count to 1 or more and seed to 0 or more")
-    mixture = ",".join(f"{name}:{weight:g}" for name, weight in (kinds or MIXTURE).items())
-    address = Address("procedural", "", {"count": str(count), "seed": str(seed), "kinds": mixture})
-    return write_scenes(address, out, Layout(layout, images, shard_size, width, height), workers, advance)
+    parameters = {"count": str(count), "seed": str(seed), "difficulty": f"{difficulty:g}", "kinds": _line(kinds or MIXTURE),
+                  "commands": _line(commands or COMMAND_SHARES)}
+    layout = Layout("json", width=width, height=height)
+    return write_scenes(Address("procedural", "", parameters), out, layout, workers, advance)
+
+
+def _line(weights: Mapping[str, float]) -> str:
+    return ",".join(f"{name}:{weight:g}" for name, weight in weights.items())
 
 
 class Checked(NamedTuple):
@@ -107,7 +101,7 @@ def _complaint(check: Callable[[str], None], name: str) -> str:
 
 
 def show_scene(place: str, scene_id: str | None, out_png: Path) -> None:
-    """Draw a scene as PNG: its front picture (drawn anew if there is none) beside the view from above.
+    """Draw a scene as PNG: the three cameras, the view from above, its front picture (drawn anew if there is none), facts.
 
     Args:
         place: a scene file, or with `scene_id` a folder or the address of a source.
@@ -131,25 +125,7 @@ def show_scene(place: str, scene_id: str | None, out_png: Path) -> None:
         except KeyError as error:
             raise SceneError(f"{place}: no scene {scene_id!r}; its first is {source.ids()[0]!r}") from error
         stored = None if scene.camera is None else source.image(scene_id)
-    write_picture(out_png, _shown(scene, stored))
+    # fonts and matplotlib are wanted here alone
+    from nemo_mtdrive.driving.sheet import scene_sheet
 
-
-def _shown(scene: Scene, stored: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    width = 2 * SHOWN_HEIGHT_PX
-    if stored is not None and abs(stored.shape[1] / stored.shape[0] - 2.0) > 0.02:
-        width = round(SHOWN_HEIGHT_PX * stored.shape[1] / stored.shape[0])
-    if stored is None:
-        front, camera = render(scene, width, SHOWN_HEIGHT_PX), front_camera(width, SHOWN_HEIGHT_PX, "")
-    else:
-        way = cv2.INTER_AREA if stored.shape[0] > SHOWN_HEIGHT_PX else cv2.INTER_CUBIC
-        front = np.asarray(cv2.resize(stored, (width, SHOWN_HEIGHT_PX), interpolation=way), dtype=np.uint8)
-        assert scene.camera is not None  # there is a picture
-        scale = np.diag([width / scene.camera.width, SHOWN_HEIGHT_PX / scene.camera.height, 1.0])
-        camera = replace(scene.camera, intrinsics=scale @ scene.camera.intrinsics)
-    if scene.future is not None:
-        pixels, depth = project(scene.future[:, :2], camera)
-        ahead = np.round(pixels[depth > 1.0] * 16).astype(np.int32)
-        cv2.polylines(front, [ahead], False, TRACE_COLOUR, 2, cv2.LINE_AA, 4)
-    title = f"{scene.scene_id}  {scene.kind}  {scene.command or 'no command'}  {scene.ego.velocity[0]:.1f} m/s"
-    cv2.putText(front, title, (10, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (20, 24, 30), 1, cv2.LINE_AA)
-    return np.hstack([front, draw(scene, None, SHOWN_HEIGHT_PX, SHOWN_METRES)])
+    write_picture(out_png, scene_sheet(scene, stored))

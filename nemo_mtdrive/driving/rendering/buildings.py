@@ -31,6 +31,33 @@ class Building:
     seed: int
 
 
+class _Faces:
+    """Faces and colours of a building, painted at once."""
+
+    def __init__(self, canvas: Canvas, distance: float) -> None:
+        self.canvas, self.distance = canvas, distance
+        self._faces: list[Array] = []
+        self._counts: list[int] = []
+        self._colours: list[Colour] = []
+
+    def add(self, face: Array, colour: Colour, light: float) -> None:
+        """A lit surface [n, 3]."""
+        self._faces.append(face)
+        self._counts.append(len(face))
+        self._colours.append(self.canvas.air.shaded(colour, self.distance, light))
+
+    def tiles(self, tiles: Array, colour: Colour) -> None:
+        """Quadrilaterals [k, 4, 3] of one finished colour."""
+        self._faces.append(tiles.reshape(-1, 3))
+        self._counts += [4] * len(tiles)
+        self._colours += [colour] * len(tiles)
+
+    def paint(self) -> None:
+        """All of them, in the order they came."""
+        if self._faces:
+            self.canvas.paint(np.concatenate(self._faces), np.array(self._counts), self._colours)
+
+
 def paint_building(canvas: Canvas, building: Building) -> None:
     """Walls that face the camera, with their windows, then the roof."""
     corners = building.corners
@@ -38,112 +65,99 @@ def paint_building(canvas: Canvas, building: Building) -> None:
     base = float(canvas.terrain.heights(centre[None])[0]) - 0.3
     wall = WALLS[building.seed % len(WALLS)]
     near = corners[((corners - canvas.position[:2]) ** 2).sum(1).argmin()]
-    distance = math.dist(near, canvas.position[:2])
+    faces = _Faces(canvas, math.dist(near, canvas.position[:2]))
+    seen = []
     for start in range(4):
-        a, b = corners[start], corners[(start + 1) % 4]
-        outward = np.array([b[1] - a[1], a[0] - b[0]])
-        if outward @ (a - centre) < 0.0:
-            a, b = b, a
-            outward = -outward
-        if (canvas.position[:2] - a) @ outward <= 0.0:
+        (ax, ay), (bx, by) = a, b = corners[start].tolist(), corners[(start + 1) % 4].tolist()
+        out_x, out_y = by - ay, ax - bx
+        if out_x * (ax - centre[0]) + out_y * (ay - centre[1]) < 0.0:
+            a, b, out_x, out_y = b, a, -out_x, -out_y
+        if (canvas.position[0] - a[0]) * out_x + (canvas.position[1] - a[1]) * out_y <= 0.0:
             continue
-        outward = outward / math.hypot(*outward)
-        light = 0.3 + 0.7 * max(0.0, float(outward @ canvas.sun[:2]))
+        sun = (out_x * canvas.sun[0] + out_y * canvas.sun[1]) / math.hypot(out_x, out_y)
+        light = 0.3 + 0.7 * max(0.0, float(sun))
         face = np.array([[*a, base], [*b, base], [*b, base + building.height], [*a, base + building.height]])
-        canvas.fill(face, canvas.air.shaded(wall, distance, light))
-        _windows(canvas, building, face, distance, light, street=start == 3)
+        faces.add(face, wall, light)
+        _windows(faces, building, face, light, street=start == 3)
+        seen.append((a, b))
     if building.gabled:
-        _gable(canvas, building, base, distance)
-    elif canvas.depth(near) > 3.0:
-        _cornice(canvas, building, base, distance)
+        _gable(faces, building, base)
+    else:
+        _cornice(faces, building, base + building.height, seen)
+    faces.paint()
 
 
-def _windows(canvas: Canvas, building: Building, face: Array, distance: float, light: float, street: bool) -> None:
-    low, high = face[0], face[3]
-    across = face[1] - face[0]
-    width, rise = float(np.hypot(*across[:2])), float(high[2] - low[2])
+def _windows(faces: _Faces, building: Building, face: Array, light: float, street: bool) -> None:
+    canvas, distance = faces.canvas, faces.distance
+    low, across = face[0], face[1] - face[0]
+    width, rise = math.hypot(across[0], across[1]), float(face[3, 2] - low[2])
     floors, bays = max(1, int(rise / FLOOR_M)), max(1, int(width / BAY_M))
     shop = street and not building.gabled
     rows = np.arange(1 if shop else 0, floors)
     up = ((rows[:, None] + np.array([0.32, 0.8])) / floors)
-    size = canvas.pixels_per_metre((face[0] + face[1]) / 2.0) * FLOOR_M
-    if size < FLOOR_PX:
+    if canvas.pixels_per_metre(low + 0.5 * across) * FLOOR_M < FLOOR_PX:
         ends = np.repeat(np.array([[0.06, 0.94]]), len(rows), axis=0)
-        up = up.reshape(-1, 2)
         lit = np.zeros(len(rows), dtype=bool)
     else:
-        columns = np.arange(bays)
         spread = (0.24, 0.76) if building.seed % 2 else (0.16, 0.84)
-        pane = (columns[:, None] + np.array(spread)) / bays
-        ends = np.tile(pane, (len(rows), 1))
+        ends = np.tile((np.arange(bays)[:, None] + np.array(spread)) / bays, (len(rows), 1))
         up = np.repeat(up, bays, axis=0)
         lit = np.zeros(len(ends), dtype=bool)
         if canvas.air.time_of_day != "day":
             lit = np.random.default_rng(building.seed).random(len(ends)) < 0.35
-    # a hand's breadth in front of the wall, against ties
-    corner = low + np.stack([ends[:, :1] * across, ends[:, 1:] * across], axis=1).reshape(-1, 2, 3)
-    bottom, top = corner.copy(), corner.copy()
-    bottom[..., 2] += up[:, :1] * rise
-    top[..., 2] += up[:, 1:] * rise
-    tiles = np.stack([bottom[:, 0], bottom[:, 1], top[:, 1], top[:, 0]], axis=1)
-    shine = canvas.air.shaded(PANE, distance, 0.4 + 0.5 * light)
-    canvas.fill_tiles(tiles[~lit], shine)
-    canvas.fill_tiles(tiles[lit], canvas.air.emitted(LIT, distance))
+    tiles = np.empty((len(ends), 4, 3))
+    tiles[:, [0, 3]] = (low + ends[:, :1] * across)[:, None]
+    tiles[:, [1, 2]] = (low + ends[:, 1:] * across)[:, None]
+    tiles[:, :2, 2] += up[:, :1] * rise
+    tiles[:, 2:, 2] += up[:, 1:] * rise
+    faces.tiles(tiles[~lit], canvas.air.shaded(PANE, distance, 0.4 + 0.5 * light))
+    if lit.any():
+        faces.tiles(tiles[lit], canvas.air.emitted(LIT, distance))
     if shop:
-        _shop(canvas, building, face, floors, distance, light)
+        _shop(faces, building, face, rise / floors, light)
 
 
-def _shop(canvas: Canvas, building: Building, face: Array, floors: int, distance: float, light: float) -> None:
+def _shop(faces: _Faces, building: Building, face: Array, rise: float, light: float) -> None:
     """Glass along the ground floor under a coloured board."""
-    across, rise = face[1] - face[0], float(face[3, 2] - face[0, 2]) / floors
-    panes = max(1, int(np.hypot(*across[:2]) / 4.0))
+    across = face[1] - face[0]
+    panes = max(1, int(math.hypot(across[0], across[1]) / 4.0))
     ends = (np.arange(panes)[:, None] + np.array([0.06, 0.94])) / panes
-    corner = face[0] + ends[..., None] * across
-    up = np.array([0.0, 0.0, rise])
-    low, high = corner + 0.16 * up, corner + 0.68 * up
-    tiles = np.stack([low[:, 0], low[:, 1], high[:, 1], high[:, 0]], axis=1)
-    air = canvas.air
-    glass = air.emitted((236, 206, 150), distance) if air.lamps_on else air.shaded((70, 84, 96), distance, light)
-    canvas.fill_tiles(tiles, glass)
-    board = np.array([face[0] + 0.74 * up, face[1] + 0.74 * up, face[1] + 0.94 * up, face[0] + 0.94 * up])
-    canvas.fill(board, air.shaded(SHOPS[building.seed // 8 % len(SHOPS)], distance, light))
+    tiles = np.empty((panes, 4, 3))
+    tiles[:, [0, 3]] = (face[0] + ends[:, :1] * across)[:, None]
+    tiles[:, [1, 2]] = (face[0] + ends[:, 1:] * across)[:, None]
+    tiles[:, :2, 2] += 0.16 * rise
+    tiles[:, 2:, 2] += 0.68 * rise
+    air = faces.canvas.air
+    faces.tiles(tiles, air.emitted((236, 206, 150), faces.distance) if air.lamps_on
+                else air.shaded((70, 84, 96), faces.distance, light))
+    board = face[[0, 1, 1, 0]]
+    board[:, 2] += rise * np.array([0.74, 0.74, 0.94, 0.94])
+    faces.add(board, SHOPS[building.seed // 8 % len(SHOPS)], light)
 
 
-def _cornice(canvas: Canvas, building: Building, base: float, distance: float) -> None:
-    """A lighter band under the flat roof's edge."""
-    centre = building.corners.sum(0) / 4.0
-    wall = WALLS[building.seed % len(WALLS)]
-    pale: Colour = (min(wall[0] + 26, 255), min(wall[1] + 26, 255), min(wall[2] + 26, 255))
-    for start in range(4):
-        a, b = building.corners[start], building.corners[(start + 1) % 4]
-        outward = np.array([b[1] - a[1], a[0] - b[0]])
-        if outward @ (a - centre) < 0.0:
-            outward = -outward
-        if (canvas.position[:2] - a) @ outward > 0.0:
-            top = base + building.height
-            canvas.fill(np.array([[*a, top - 0.45], [*b, top - 0.45], [*b, top + 0.1], [*a, top + 0.1]]),
-                        canvas.air.shaded(pale, distance, 0.6))
+def _cornice(faces: _Faces, building: Building, top: float, seen: list[tuple[list[float], list[float]]]) -> None:
+    """A lighter band under the flat roof's edge, on the walls that are seen."""
+    red, green, blue = WALLS[building.seed % len(WALLS)]
+    pale: Colour = (min(red + 26, 255), min(green + 26, 255), min(blue + 26, 255))
+    for a, b in seen:
+        faces.add(np.array([[*a, top - 0.45], [*b, top - 0.45], [*b, top + 0.1], [*a, top + 0.1]]), pale, 0.6)
 
 
-def _gable(canvas: Canvas, building: Building, base: float, distance: float) -> None:
+def _gable(faces: _Faces, building: Building, base: float) -> None:
     """A roof whose ridge runs along the street; the eaves reach over the walls."""
     a, b, c, d = building.corners
     eaves, ridge = base + building.height - 0.15, base + building.height + 2.6
-    middle = [(a + b) / 2, (d + c) / 2]
-    roof = ROOFS[building.seed // 16 % len(ROOFS)]
-    wall = WALLS[building.seed % len(WALLS)]
-    eye = canvas.position[:2]
-    for first, second, end in ((a, b, middle[0]), (d, c, middle[1])):
-        other = middle[1] if end is middle[0] else middle[0]
+    first, last = (a + b) / 2, (d + c) / 2
+    eye = faces.canvas.position[:2]
+    for left, right, end, other in ((a, b, first, last), (d, c, last, first)):
         if (eye - end) @ (end - other) > 0.0:
-            gable = np.array([[*first, eaves + 0.15], [*second, eaves + 0.15], [*end, ridge - 0.1]])
-            canvas.fill(gable, canvas.air.shaded(wall, distance, 0.4))
-    slopes = [((a, d), 0.55), ((b, c), 0.35)]
+            faces.add(np.array([[*left, eaves + 0.15], [*right, eaves + 0.15], [*end, ridge - 0.1]]),
+                      WALLS[building.seed % len(WALLS)], 0.4)
+    slopes = [(a, d, 0.55), (b, c, 0.35)]
     # the far slope first; it is seen at most at its edge
-    slopes.sort(key=lambda slope: -float((((slope[0][0] + slope[0][1]) / 2 - eye) ** 2).sum()))
-    for (left, right), light in slopes:
-        out = (left + right) / 2 - (middle[0] + middle[1]) / 2
+    slopes.sort(key=lambda slope: -float((((slope[0] + slope[1]) / 2 - eye) ** 2).sum()))
+    for left, right, light in slopes:
+        out = (left + right) / 2 - (first + last) / 2
         over = 0.5 * out / max(math.hypot(*out), 1e-6)
-        slope = np.array([[*(left + over), eaves - 0.25], [*(right + over), eaves - 0.25], [*middle[1], ridge],
-                          [*middle[0], ridge]])
-        canvas.fill(slope, canvas.air.shaded(roof, distance, light))
+        faces.add(np.array([[*(left + over), eaves - 0.25], [*(right + over), eaves - 0.25], [*last, ridge],
+                            [*first, ridge]]), ROOFS[building.seed // 16 % len(ROOFS)], light)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from nemo_mtdrive.driving.rendering.canvas import Canvas, Colour
 from nemo_mtdrive.driving.scene import Array, Lane, Scene
@@ -25,6 +26,7 @@ class View:
         self._turn = np.array([[cos, -sin], [sin, cos]])
         self._eye = canvas.position[:2]
         self._axis = canvas.axis[:2]
+        self._basis = np.column_stack([self._axis, [-self._axis[1], self._axis[0]]])
 
     def local(self, points: Array) -> Array:
         """Map-frame points [n, 2] in the ego frame."""
@@ -38,8 +40,8 @@ class View:
 
     def depths(self, points: Array) -> tuple[Array, Array]:
         """(along, across) the viewing direction [m] of ego-frame points [n, 2]."""
-        off = points - self._eye
-        return off @ self._axis, off @ np.array([-self._axis[1], self._axis[0]])
+        laid = (points - self._eye) @ self._basis
+        return laid[:, 0], laid[:, 1]
 
     def may_be_seen(self, points: Array) -> bool:
         """Whether the bounding box of the points [n, 2], laid along the view, reaches into it."""
@@ -51,11 +53,8 @@ class View:
     def stretches(self, line: Array) -> list[Array]:
         """The parts of a polyline [n, 2] that lie ahead, each [m, 2] with a vertex at least every 3 m."""
         line = dense(line, 2.0)
-        along, across = self.depths(line)
-        ahead = (along > self.canvas.nearest_ground - 1.5) & (along < FAR_M) & (np.abs(across) < along + 12.0)
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], ahead, [False]]).astype(np.int8))).tolist()
-        found = [line[max(start - 1, 0) : stop + 1] for start, stop in zip(edges[::2], edges[1::2], strict=True)]
-        return [stretch for stretch in found if len(stretch) > 1]
+        cuts = _runs(line, self._eye, self._axis, self.canvas.nearest_ground - 1.5)
+        return [line[start:stop] for start, stop in cuts.tolist()]
 
     def ribbon(self, line: Array, half_width: float, colour: Colour) -> None:
         """A stripe along a polyline [n, 2] of the ego frame."""
@@ -76,12 +75,45 @@ class View:
         self.canvas.fill_tiles(np.concatenate([ends + side, (ends - side)[:, ::-1]], axis=1), colour)
 
 
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _runs(line: Array, eye: Array, axis: Array, nearest: float) -> NDArray[np.int64]:
+    """[k, 2] where the runs of vertices that may be seen begin and end, each with one vertex more at either end."""
+    found = np.empty((len(line), 2), dtype=np.int64)
+    runs, start = 0, -1
+    for i in range(len(line) + 1):
+        ahead = False
+        if i < len(line):
+            x, y = line[i, 0] - eye[0], line[i, 1] - eye[1]
+            along, across = x * axis[0] + y * axis[1], abs(y * axis[0] - x * axis[1])
+            ahead = nearest < along < FAR_M and across < along + 12.0
+        if ahead and start < 0:
+            start = i
+        elif not ahead and start >= 0:
+            found[runs, 0], found[runs, 1] = max(start - 1, 0), min(i + 1, len(line))
+            runs += found[runs, 1] - found[runs, 0] > 1
+            start = -1
+    return found[:runs]
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
 def dense(line: Array, step: float) -> Array:
-    """The polyline with extra vertices so that no segment is longer than about `step`."""
-    distance = arc_length(line)
-    if np.diff(distance).max() <= 1.5 * step:
-        return line
-    return points_at(line, distance, np.union1d(distance, np.arange(0.0, distance[-1], step)))
+    """The polyline with extra vertices, at equal distances, in segments longer than 1.5 `step`."""
+    count = len(line)
+    parts = np.ones(count, dtype=np.int64)
+    for i in range(count - 1):
+        length = math.hypot(line[i + 1, 0] - line[i, 0], line[i + 1, 1] - line[i, 1])
+        if length > 1.5 * step:
+            parts[i] = math.ceil(length / step)
+    filled = np.empty((parts.sum(), 2))
+    at = 0
+    for i in range(count):
+        for k in range(parts[i]):
+            share = k / parts[i]
+            after = min(i + 1, count - 1)
+            filled[at, 0] = line[i, 0] + share * (line[after, 0] - line[i, 0])
+            filled[at, 1] = line[i, 1] + share * (line[after, 1] - line[i, 1])
+            at += 1
+    return filled
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
