@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nemo-mtdrive", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_scoring, add_scenes, _add_curate, _add_rl, _add_report, _add_processes):
+    for add in (add_scoring, add_scenes, _add_curate, _add_rl, _add_report, _add_plan, _add_processes):
         add(commands)
     return parser
 
@@ -127,6 +127,35 @@ def _report(options: argparse.Namespace) -> None:
     from nemo_mtdrive.evaluation.report import write_report
 
     print(write_report(options.run_dir))
+
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    parser = _command(commands, "plan", "what a GPU's memory goes to in training, and what fits, before a cluster is asked for",
+                      _plan, "nemo-mtdrive plan --model 7b --tp 4 --pp 2 --gpus 32 --recompute selective")
+    parser.add_argument("--model", required=True, metavar="SIZE|DIR", help="3b, 7b, 32b, 72b or a model directory")
+    for name, default, text in (
+        ("tp", 1, "tensor-parallel ranks"), ("pp", 1, "pipeline stages"), ("gpus", 1, "GPUs in all: tp x pp x data"),
+        ("sequence", 11500, "tokens of a sequence, images included"), ("micro-batch", 1, "sequences of a micro-batch"),
+        ("images", 1, "different images of a micro-batch"), ("memory", 80, "of a GPU [GiB]"),
+    ):
+        parser.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help=f"{text} (default: %(default)s)")
+    parser.add_argument("--image", type=_image_size, default="1932x1092", metavar="WxH", help="[px] (default: %(default)s)")
+    parser.add_argument("--recompute", choices=("none", "selective", "full"), default="none",
+                        help="what the backward pass computes again: nothing, MLPs, whole layers (default: %(default)s)")
+    parser.add_argument("--sequence-parallel", action="store_true", help="split norms and residuals along the sequence")
+    parser.add_argument("--no-distributed-optimizer", action="store_true", help="each data-parallel rank has all of Adam")
+    parser.add_argument("--json", action="store_true", help="one JSON object, in bytes, instead of a table")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from nemo_mtdrive.models.plan_command import run
+
+    return run(options)
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return _positive(width), _positive(height)
 
 
 def _add_processes(commands: argparse._SubParsersAction) -> None:

@@ -34,7 +34,8 @@ def write_context(directory: Path, model: Qwen25VLModel, carried: Path | None) -
     for path in carried_files(carried) if carried is not None else ():
         shutil.copyfile(path, context / HF_FILES / path.name)
     write_hf_config(context / HF_FILES, model.config.hf, carried)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero",
+                 "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they list this machine's devices
     parallel = model.config.language_transformer_config
     strategy = nl.MegatronStrategy(

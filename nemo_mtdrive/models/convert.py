@@ -5,6 +5,7 @@ Both directions follow `parameters.rules`. The output is written beside its plac
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -131,8 +132,9 @@ def _skeleton(config: Qwen2_5_VLConfig) -> dict[str, Tensor]:
     """HF's own parameters on the meta device."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
+    own = copy.deepcopy(config)  # the model writes into its configuration
     with torch.device("meta"):
-        return dict(Qwen2_5_VLForConditionalGeneration(config).named_parameters())
+        return dict(Qwen2_5_VLForConditionalGeneration(own).named_parameters())
 
 
 def _merged(rule: Rule, whole: Tensor, planned: list[tuple[str, tuple[int, ...]]]) -> list[Tensor]:

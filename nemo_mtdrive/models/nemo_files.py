@@ -108,6 +108,9 @@ class NemoTensors:
         """
         key, entry = self._entry(rule)
         stacked = rule.layer is not None and key == rule.key
+        if stacked and rule.layer is not None and entry.size[0] != rule.layer[1]:
+            raise ConversionError(f"{self._weights}: {entry.size[0]} layers in {key}, config.json says {rule.layer[1]}: they"
+                                  " do not belong together")
         shape = tuple(entry.size)[1:] if stacked else tuple(entry.size)
         whole = torch.empty(shape, dtype=entry.properties.dtype)
         filled = 0
@@ -132,7 +135,7 @@ class NemoTensors:
         for key in (rule.key, by_layer):  # some programs store each layer by itself
             if isinstance(entries.get(key), TensorStorageMetadata):
                 return key, entries[key]
-        raise ConversionError(f"{self._weights}: no tensor {rule.key}; give a checkpoint of a whole Qwen2.5-VL")
+        raise ConversionError(f"{self._weights}: no tensor {rule.key}; the checkpoint belongs to another config.json")
 
     def _chunks(self, key: str, entry: TensorStorageMetadata, layer: int | None) -> Iterator[tuple[tuple[int, ...], Tensor]]:
         """(offset, chunk) of a tensor or of one layer of it."""
@@ -220,7 +223,12 @@ class NemoWriter:
     def _append(self, rank: int, value: Any) -> _StorageInfo:
         stream = self._streams[rank]
         start = stream.tell()
-        torch.save(value, stream)
+        try:
+            torch.save(value, stream)
+        except RuntimeError as error:  # torch hides what the operating system said
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         return _StorageInfo(Path(stream.name).name, start, stream.tell() - start)
 
 

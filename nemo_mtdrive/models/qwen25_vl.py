@@ -65,6 +65,13 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
 
     # ---- weights
 
+    @classmethod
+    def _get_connector(cls, *args: Any, **kwargs: Any) -> Any:
+        """NeMo looks up the connector of `importer("hf://...")` and `exporter("hf")` here."""
+        from nemo_mtdrive.models import connectors  # noqa: F401  registers them
+
+        return super()._get_connector(*args, **kwargs)
+
     def load_hf_state(self, state: Mapping[str, Tensor]) -> None:
         """Take whole weights under HF's names; every rank copies its shard."""
         parameters.load_hf_state(self.module, self.hf_config, state)
