@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
 from nemo_mtdrive.environment.client import EnvironmentUnavailable
-from nemo_mtdrive.environment.env import EpisodeError
+from nemo_mtdrive.environment.env import EpisodeError, StepFailed
 from nemo_mtdrive.image_key import image_key
 from nemo_mtdrive.rollout.engine import Generated
 from nemo_mtdrive.types import SCORE_NAMES, Episode, Observation, StepResult
@@ -34,6 +34,9 @@ class ScriptedEnvironment:
         self.down_at: int | None = None
         """Number of the step_many call from which on nobody answers."""
         self.broken_scenes: set[str] = set()
+        """A step with one of these is refused."""
+        self.failing_scenes: set[str] = set()
+        """Their items have no result, others have."""
 
     def reset_many(self, items: Sequence[tuple[str, str, bool]]) -> list[Observation]:
         for _, scene_id, _ in items:
@@ -47,14 +50,15 @@ class ScriptedEnvironment:
         image = scene_image(scene_id)
         return Observation(episode_id, scene_id, f"scene {scene_id}?", image_key(image), image if want_image else None)
 
-    def step_many(self, items: Sequence[tuple[str, int, str]]) -> list[StepResult]:
+    def step_many(self, items: Sequence[tuple[str, int, str]]) -> list[StepResult | StepFailed]:
         self.steps.append([(episode_id, turn) for episode_id, turn, _ in items])
         if self.down_at is not None and len(self.steps) > self.down_at:
             raise EnvironmentUnavailable("http://env: no answer in 1.0 s")
         for episode_id, _, _ in items:
             if self.scenes[episode_id] in self.broken_scenes:
                 raise EpisodeError(f"{episode_id}: this scene breaks")
-        return [self._score(*item) for item in items]
+        return [StepFailed(*item[:2], "RuntimeError: the map has a hole")
+                if self.scenes[item[0]] in self.failing_scenes else self._score(*item) for item in items]
 
     def _score(self, episode_id: str, turn: int, answer: str) -> StepResult:
         clean = turn + 1 >= self.clean_after[self.scenes[episode_id]]

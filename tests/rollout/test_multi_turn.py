@@ -170,6 +170,15 @@ def test_a_scene_that_breaks_takes_no_other_with_it(tokenizer):
     assert len(episodes["train/5/0/gone/0"].tokens) == 0
 
 
+def test_a_scene_whose_scoring_fails_is_invalid_alone_and_asked_once(tokenizer):
+    environment = ScriptedEnvironment({"a": 2, "b": 2}, max_turns=4)
+    environment.failing_scenes = {"b"}
+    episodes = play([task("a"), task("b")], ScriptedEngine(tokenizer), environment, tokenizer)
+    failed = (False, "error: RuntimeError: the map has a hole", 0)
+    assert [(e.valid, e.reason, len(e.turns)) for _, e in sorted(episodes.items())] == [(True, "clean", 2)] * 2 + [failed] * 2
+    assert [len(call) for call in environment.steps] == [4, 2]
+
+
 def test_a_refused_token_is_no_episode_error(tokenizer):
     environment = ScriptedEnvironment({"a": 2}, max_turns=4)
 
