@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from nemo_mtdrive.driving.scene import Scene
-from nemo_mtdrive.pdm.cache import Make, PreparedScene, SceneCache, prepare
+from nemo_mtdrive.pdm.cache import Make, PreparedScene, SceneCache, prepare, simulate_plans
 from nemo_mtdrive.pdm.feedback import feedback_text, find_violations, violations_of
 from nemo_mtdrive.pdm.observation import PERCEPTIONS
 from nemo_mtdrive.pdm.review import Review
@@ -60,9 +62,36 @@ class PDMAgent:
         if not len(plans):
             return []
         prepared = self.prepare(scene)
-        measured = prepared.measure(prepared.simulate(plans))
-        reviews = []
-        for row, row_scores in enumerate(scores(measured, prepared.reference_progress_m)):
-            violations = violations_of(prepared, find_violations(measured, row))
-            reviews.append(Review(row_scores, violations, feedback_text(violations, plans[row])))
-        return reviews
+        return _reviews(prepared, plans, prepared.simulate(plans))
+
+    def review_many(self, requests: Sequence[tuple[Scene, Array]]) -> list[list[Review]]:
+        """Review trajectories [B_i, 8, 3] of many scenes, all simulated in one batch; to the last bit as `review` of each.
+
+        Raises:
+            ValueError: another shape, or a number that is not finite; the request is named.
+        """
+        plans = []
+        for number, (_, trajectories) in enumerate(requests):
+            try:
+                plans.append(check_trajectories(trajectories))
+            except ValueError as error:
+                raise ValueError(f"requests[{number}]: {error}") from error
+        if not requests:
+            return []
+        prepared = [self.prepare(scene) for scene, _ in requests]
+        states = simulate_plans(prepared, plans)
+        ends = np.cumsum([len(rows) for rows in plans])
+        return [_reviews(one, rows, states[end - len(rows):end])
+                for one, rows, end in zip(prepared, plans, ends, strict=True)]
+
+
+def _reviews(prepared: PreparedScene, plans: Array, states: Array) -> list[Review]:
+    """Reviews of plans [B, 8, 3] that were simulated to states [B, 41, 11]."""
+    if not len(plans):
+        return []
+    measured = prepared.measure(states)
+    reviews = []
+    for row, row_scores in enumerate(scores(measured, prepared.reference_progress_m)):
+        violations = violations_of(prepared, find_violations(measured, row))
+        reviews.append(Review(row_scores, violations, feedback_text(violations, plans[row])))
+    return reviews

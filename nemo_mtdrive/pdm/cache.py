@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,11 @@ class PreparedScene:
     def reference_progress_m(self) -> float:
         """Its progress x NC x DAC under this perception, which EP is held against."""
         return float(self.measure(simulate(self.reference[None], self.scene.ego)).clean_progress_m[0])
+
+    @cached_property
+    def boxes(self) -> dict[tuple[int, int], list[Any]]:
+        """Boxes that feedback quoted, by step and track: most trajectories of a scene hit the same ones."""
+        return {}
 
     @cached_property
     def _lengths(self) -> Array:

@@ -2,7 +2,7 @@
 
 15 proposals, five IDM speeds on each of three lines (the centreline, 1 m to its right, 1 m to its left), are unrolled
 behind forecast leaders, simulated, scored, and the best one is the reference. Forecasts are constant-velocity from the
-boxes of t = 0. Some of the original's habits look odd and are kept, since EP depends on them: see `_Leaders`.
+boxes of t = 0. Some of the original's habits look odd and are kept, since EP depends on them: see `idm.unroll`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import shapely
 import shapely.ops
 from numpy.typing import NDArray
 
-from nemo_mtdrive.driving.scene import Scene, Track, Vehicle
+from nemo_mtdrive.driving.scene import Scene, Track
 from nemo_mtdrive.pdm.drivable import DrivableMap, ego_center, polygon_of
-from nemo_mtdrive.pdm.geometry import box_corners, lengths_along, wrap_angle
+from nemo_mtdrive.pdm.geometry import box_corners, lengths_along, way_along, wrap_angle
+from nemo_mtdrive.pdm.idm import FORECAST_STRIDE, Obstacles, unroll
 from nemo_mtdrive.pdm.observation import (
     AGENT_TYPES,
     OBSERVED_STEPS,
@@ -30,14 +31,14 @@ from nemo_mtdrive.pdm.score import ego_progress, measure, pdm_score
 from nemo_mtdrive.pdm.simulate import STEP_S, STEPS, simulate
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Indices = NDArray[np.int64]
 
 SPEED_FRACTIONS = np.array([0.2, 0.4, 0.6, 0.8, 1.0])
 LATERAL_OFFSETS_M = (0.0, -1.0, 1.0)
 FALLBACK_SPEED = 15.0
 """Speed limit [m/s] of a lane that has none."""
 
-_MIN_GAP_M, _HEADWAY_S, _MAX_ACCELERATION, _MAX_DECELERATION, _EXPONENT = 1.0, 1.5, 1.5, 3.0, 10
-_FORECAST_STRIDE = 2
 _FORECAST_RADIUS_M = 100.0
 _MOST_OBJECTS = {"static": 50, "vehicle": 50, "pedestrian": 25, "bicycle": 10}
 
@@ -48,7 +49,6 @@ class Path:
 
     poses: Array
     lengths: Array
-    line: shapely.LineString
 
     @classmethod
     def along(cls, poses: Array, offset: float) -> Path:
@@ -57,25 +57,16 @@ class Path:
         moved[:, 0] += np.cos(poses[:, 2] + 0.5 * np.pi) * offset
         moved[:, 1] += np.sin(poses[:, 2] + 0.5 * np.pi) * offset
         moved[:, 2] = np.unwrap(moved[:, 2])
-        lengths = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(moved[:, :2], axis=0), axis=1)))
-        return cls(moved, lengths, shapely.LineString(moved[:, :2]))
-
-    def at(self, distance: Array) -> Array:
-        """Poses [..., 3] at arc lengths [...], clipped to the line."""
-        clipped = np.clip(distance, min(1e-5, self.lengths[-1]), self.lengths[-1])
-        after = np.searchsorted(self.lengths, clipped).clip(1, len(self.lengths) - 1)
-        before = after - 1
-        span = np.where(self.lengths[after] > self.lengths[before], self.lengths[after] - self.lengths[before], 1.0)
-        slope = (self.poses[after] - self.poses[before]) / span[..., None]
-        poses = slope * (clipped - self.lengths[before])[..., None] + self.poses[before]
-        poses[..., 2] = wrap_angle(poses[..., 2])
-        return poses
+        return cls(moved, lengths_along(moved[:, :2]))
 
     def corridor(self, start: float, stop: float, width: float) -> shapely.Polygon:
         """The way from start to stop [m], as wide as the car."""
         low, high = np.clip([start, stop], 0.0, self.lengths[-1])
         vertices = self.poses[(low <= self.lengths) & (self.lengths <= high), :2]
-        part = shapely.LineString(vertices) if len(vertices) > 1 else shapely.ops.substring(self.line, low, high)
+        if len(vertices) > 1:
+            part = shapely.LineString(vertices)
+        else:
+            part = shapely.ops.substring(shapely.LineString(self.poses[:, :2]), low, high)
         return part.buffer(0.5 * width, cap_style="square")
 
 
@@ -84,12 +75,19 @@ class Forecast:
     """Constant-velocity forecast with the red lights of the route standing on their lane connectors."""
 
     observation: Observation
-    obstacles: tuple[NDArray[np.object_], ...]
-    """For each sample of 0.2 s, polygons of the tracks, then of the lights."""
-    trees: tuple[shapely.STRtree, ...]
-    """Of the obstacles."""
-    ignored: NDArray[np.bool_]
-    """Obstacles that the ego overlaps at t = 0 (a light: stands in)."""
+    """Of the N tracks; those that the ego overlaps at t = 0 are ignored."""
+    corners: Array
+    """[26, N, 4, 2] boxes at the samples, every 0.2 s."""
+    motion: Array
+    """[N, 3] as in `idm.Obstacles`."""
+    lights: NDArray[np.object_]
+    """[L] polygons; those that the ego is in are left out."""
+
+    def order(self, sample: int, corridor: shapely.Polygon) -> Indices:
+        """Obstacles that meet a corridor (tracks, then lights) as the tree of the original gives them."""
+        tree = shapely.STRtree(np.concatenate([shapely.polygons(self.corners[sample]), self.lights]), node_capacity=10)
+        found: Indices = tree.query(corridor, predicate="intersects")
+        return found
 
 
 def _nearest_tracks(scene: Scene) -> list[tuple[Track, Array]]:
@@ -104,6 +102,14 @@ def _nearest_tracks(scene: Scene) -> list[tuple[Track, Array]]:
     return chosen
 
 
+def _motion_now(track: Track) -> tuple[float, float, float]:
+    """As in `Obstacles.motion`, from the row nearest to t = 0."""
+    if track.type not in AGENT_TYPES:
+        return 1.0, 0.0, 0.0
+    row = track.states[np.argmin(np.abs(track.states[:, 0]))]
+    return 1.0, float(np.hypot(row[4], row[5])), float(row[3])
+
+
 def forecast(scene: Scene, route: Route) -> Forecast:
     """What PDM-Closed expects of the others: each agent keeps its speed along its heading; sampled every 0.2 s.
 
@@ -115,95 +121,74 @@ def forecast(scene: Scene, route: Route) -> Forecast:
     speeds = np.where([track.type in AGENT_TYPES for track in tracks], np.hypot(rows[:, 4], rows[:, 5]), 0.0)
     forward = np.abs(wrap_angle(rows[:, 3] - np.arctan2(rows[:, 5], rows[:, 4]))) < 0.5 * np.pi
     direction = np.where(forward, rows[:, 3], rows[:, 3] + np.pi)
-    times = (np.arange(OBSERVED_STEPS) // _FORECAST_STRIDE * _FORECAST_STRIDE)[:, None] * STEP_S
+    times = (np.arange(OBSERVED_STEPS) // FORECAST_STRIDE * FORECAST_STRIDE)[:, None] * STEP_S
     poses = np.empty((OBSERVED_STEPS, len(tracks), 3))
     poses[..., 0] = rows[:, 1] + times * (np.cos(direction) * speeds)
     poses[..., 1] = rows[:, 2] + times * (np.sin(direction) * speeds)
     poses[..., 2] = rows[:, 3]
+    seen = assemble(tracks, poses, np.ones(poses.shape[:2], dtype=bool), speeds <= STOPPED_TRACK_SPEED)
+
     red = {light.lane_connector_id for light in scene.traffic_lights if light.is_red} & set(route.lane_ids)
     lights = np.array([polygon_of(lane.polygon) for lane in scene.map.lanes if lane.id in red], dtype=object)
     ego, vehicle = scene.ego, scene.ego.vehicle
     box = shapely.Polygon(box_corners(ego_center(ego), ego.rear_axle_pose[2], vehicle.length, vehicle.width))
-    seen = assemble(tracks, poses, np.ones(poses.shape[:2], dtype=bool), speeds <= STOPPED_TRACK_SPEED)
-    samples = seen.corners[::_FORECAST_STRIDE]
-    obstacles = tuple(np.concatenate([shapely.polygons(corners), lights]) for corners in samples)
-    seen.is_ignored[:] = shapely.intersects(obstacles[0][:len(tracks)], box)
-    ignored = np.append(seen.is_ignored, shapely.within(box, lights))
-    return Forecast(seen, obstacles, tuple(shapely.STRtree(sample, node_capacity=10) for sample in obstacles), ignored)
+    seen.is_ignored[:] = shapely.intersects(shapely.polygons(seen.corners[0]), box)
+    motion = np.array([_motion_now(track) for track in tracks]).reshape(len(tracks), 3)
+    return Forecast(seen, seen.corners[::FORECAST_STRIDE], motion, lights[~shapely.within(box, lights)])
 
 
-class _Leaders:
-    """The leading obstacle of each proposal on one path.
-
-    Kept from the original: leaders are looked up at even steps only, so at step 1 there is none and progress 0 stands
-    for it, which brakes; and the three numbers of a leader are written over those of the proposal before, so the rear
-    length of a free road or the speed of a vehicle can stay behind.
-    """
-
-    def __init__(self, path: Path, expected: Forecast, vehicle: Vehicle, start: float, top_speed: float) -> None:
-        self._path, self._forecast, self._vehicle, self._free_m = path, expected, vehicle, path.line.length
-        reach = top_speed * (OBSERVED_STEPS - 1) * STEP_S
-        self._corridor = path.corridor(start, start + reach, vehicle.width)
-
-    def __call__(self, step: int, progress: Array) -> Array:
-        """[K, 3] progress [m], speed [m/s] and rear length [m] of the leaders of proposals at progress [K]."""
-        sample = step // _FORECAST_STRIDE
-        obstacles, tree = self._forecast.obstacles[sample], self._forecast.trees[sample]
-        met = tree.query(self._corridor, predicate="intersects")
-        met = met[~self._forecast.ignored[met]]
-        where = shapely.line_locate_point(self._path.line, shapely.centroid(obstacles[met]))
-        ahead = where > progress[:, None]
-        if ahead.any():
-            poses = self._path.at(progress)
-            gaps = np.where(ahead, shapely.distance(self._ego_boxes(poses)[:, None], obstacles[met]), np.inf)
-        leaders, current = np.empty((len(progress), 3)), np.zeros(3)
-        for row, own in enumerate(progress):
-            if ahead[row].any():
-                nearest = int(np.argmin(gaps[row]))
-                current[0] = own + gaps[row, nearest]
-                if met[nearest] < len(self._forecast.observation.tracks):
-                    current[1] = self._speed(met[nearest], poses[row, 2])
-            else:
-                current[0], current[2] = self._free_m, 0.5 * self._vehicle.length
-            leaders[row] = current
-        return leaders
-
-    def _ego_boxes(self, poses: Array) -> NDArray[np.object_]:
-        forward = np.column_stack([np.cos(poses[:, 2]), np.sin(poses[:, 2])])
-        centers = poses[:, :2] + self._vehicle.rear_axle_to_center * forward
-        return shapely.polygons(box_corners(centers, poses[:, 2], self._vehicle.length, self._vehicle.width))
-
-    def _speed(self, track: int, heading: float) -> float:
-        seen = self._forecast.observation
-        if not seen.is_agent[track]:
-            return 0.0
-        row = seen.tracks[track].states[np.argmin(np.abs(seen.tracks[track].states[:, 0]))]
-        return float(np.hypot(row[4], row[5]) * np.cos(row[3] - heading))
+def _met_tracks(expected: Forecast, corridor: shapely.Polygon) -> Flags:
+    """[26, N] tracks that are not ignored and meet a corridor."""
+    low, high = expected.corners.min(axis=2), expected.corners.max(axis=2)
+    bounds = corridor.bounds
+    near = (low <= bounds[2:]).all(axis=-1) & (high >= bounds[:2]).all(axis=-1) & ~expected.observation.is_ignored
+    shapely.prepare(corridor)
+    near[near] = shapely.intersects(corridor, shapely.polygons(expected.corners[near]))
+    return near
 
 
-def _idm_step(progress: Array, speed: Array, leaders: Array, wanted: Array) -> tuple[Array, Array]:
-    """One Euler step of the intelligent driver model for proposals [K]."""
-    desired_gap = (_MIN_GAP_M + speed * _HEADWAY_S
-                   + speed * (speed - leaders[:, 1]) / (2.0 * np.sqrt(_MAX_ACCELERATION * _MAX_DECELERATION)))
-    gap = np.maximum(leaders[:, 0] - progress - leaders[:, 2], _MIN_GAP_M)
-    acceleration = _MAX_ACCELERATION * (1.0 - (speed / wanted) ** _EXPONENT - (desired_gap / gap) ** 2)
-    acceleration = np.clip(acceleration, -_MAX_DECELERATION, _MAX_ACCELERATION)
-    return progress + STEP_S * speed, speed + STEP_S * acceleration
+def _obstacles(expected: Forecast, path: Path, corridor: shapely.Polygon, *, in_order: bool) -> Obstacles:
+    """What lies in a path's corridor; `in_order` as the original's trees give it, which matters for equal gaps only."""
+    met, lights = _met_tracks(expected, corridor), np.flatnonzero(shapely.intersects(corridor, expected.lights))
+    tracks = met.shape[1]
+    lines = [np.append(np.flatnonzero(row), tracks + lights) for row in met]
+    if in_order:
+        lines = [np.array([m for m in expected.order(sample, corridor) if m in line], dtype=np.int64) if len(line) > 1
+                 else line for sample, line in enumerate(lines)]
+    rings = [expected.corners[sample, m][[0, 1, 2, 3, 0]] if m < tracks
+             else shapely.get_coordinates(expected.lights[m - tracks].exterior) for sample, line in enumerate(lines)
+             for m in line]
+    sample_of, index = np.repeat(np.arange(len(lines)), [len(line) for line in lines]), np.concatenate(lines)
+    centroids, motion = np.empty((len(index), 2)), np.zeros((len(index), 3))
+    is_track = index < tracks
+    centroids[is_track] = expected.observation.centers[::FORECAST_STRIDE][sample_of[is_track], index[is_track]]
+    centroids[~is_track] = shapely.get_coordinates(shapely.centroid(expected.lights[index[~is_track] - tracks]))
+    motion[is_track] = expected.motion[index[is_track]]
+    line_xy = np.ascontiguousarray(path.poses[:, :2])
+    return Obstacles(
+        first=np.cumsum([0] + [len(line) for line in lines]),
+        where=np.array([way_along(line_xy, path.lengths, x, y) for x, y in centroids]),
+        motion=motion,
+        first_vertex=np.cumsum([0] + [len(ring) for ring in rings]),
+        vertices=np.concatenate(rings) if rings else np.zeros((0, 2)),
+    )
 
 
-def _unroll(path: Path, leaders: _Leaders, start: float, ego_speed: float, wanted: Array) -> Array:
+def _proposals(scene: Scene, expected: Forecast, path: Path, wanted: Array) -> Array:
     """Poses [K, 51, 3] of the IDM policies with wanted speeds [K] on one path."""
-    progress, speed, leading = np.full(len(wanted), start), np.full(len(wanted), ego_speed), np.zeros((len(wanted), 3))
-    unrolled = [progress]
-    for step in range(1, OBSERVED_STEPS):
-        if step % _FORECAST_STRIDE == 0:
-            leading = leaders(step, progress)
-        progress, speed = _idm_step(progress, speed, leading, wanted)
-        unrolled.append(progress)
-    return path.at(np.stack(unrolled, axis=1))
+    ego, vehicle = scene.ego, scene.ego.vehicle
+    start = way_along(np.ascontiguousarray(path.poses[:, :2]), path.lengths, *ego.rear_axle_pose[:2])
+    corridor = path.corridor(start, start + wanted[-1] * (OBSERVED_STEPS - 1) * STEP_S, vehicle.width)
+    body = np.array([0.5 * vehicle.length, 0.5 * vehicle.width, vehicle.rear_axle_to_center])
+    poses = np.empty((len(wanted), OBSERVED_STEPS, 3))
+    for in_order in (False, True):
+        obstacles = _obstacles(expected, path, corridor, in_order=in_order)
+        if not unroll(path.poses, path.lengths, obstacles, body, start, float(ego.velocity[0]), wanted, poses):
+            break
+    return poses
 
 
-def plan(scene: Scene, drivable: DrivableMap, route: Route, on_route: NDArray[np.bool_]) -> Array:
+def plan(scene: Scene, drivable: DrivableMap, route: Route, on_route: Flags) -> Array:
     """PDM-Closed's plan: 51 map-frame poses [51, 3] over 5 s, not yet simulated.
 
     Args:
@@ -212,19 +197,14 @@ def plan(scene: Scene, drivable: DrivableMap, route: Route, on_route: NDArray[np
         route: from `find_route`.
         on_route: [P] polygons of `drivable` that are lanes of the route.
     """
-    ego = scene.ego
     limit = route.speed_limit_mps
     wanted = SPEED_FRACTIONS * (limit if limit is not None and limit > 0.0 else FALLBACK_SPEED)
     expected = forecast(scene, route)
-    proposals = []
-    for offset in LATERAL_OFFSETS_M:
-        path = Path.along(route.centerline, offset)
-        start = path.line.project(shapely.Point(ego.rear_axle_pose[:2]))
-        leaders = _Leaders(path, expected, ego.vehicle, start, wanted[-1])
-        proposals.append(_unroll(path, leaders, start, float(ego.velocity[0]), wanted))
-    poses = np.concatenate(proposals)
-    states = simulate(poses[:, :STEPS], ego)
+    poses = np.concatenate([_proposals(scene, expected, Path.along(route.centerline, offset), wanted)
+                            for offset in LATERAL_OFFSETS_M])
+    states = simulate(poses[:, :STEPS], scene.ego)
     line = np.ascontiguousarray(route.centerline[:, :2])
-    measured = measure(states, ego.vehicle, drivable, on_route, line, lengths_along(line), expected.observation)
+    measured = measure(states, scene.ego.vehicle, drivable, on_route, line, lengths_along(line), expected.observation)
     progress = ego_progress(measured, float(measured.clean_progress_m.max()))
-    return poses[int(np.argmax(pdm_score(measured, progress)))]
+    best: Array = poses[int(np.argmax(pdm_score(measured, progress)))]
+    return best

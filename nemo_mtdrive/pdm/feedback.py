@@ -7,6 +7,7 @@ silent. Objects are given where they are at that time, in the ego frame of t = 0
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,21 +81,27 @@ def format_object(box: Sequence[Any]) -> str:
 
 def _points_of(violated: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """(point, step) of points that are violated [41]; if only steps in between are, the point nearest to the first."""
-    points = [(point, int(step)) for point, step in enumerate(POINT_STEPS) if violated[step]]
+    points = np.flatnonzero(violated[POINT_STEPS]).tolist()
     if points or not violated.any():
-        return points
+        return [(point, int(POINT_STEPS[point])) for point in points]
     step = int(np.argmax(violated))
     return [(int(np.argmin(np.abs(POINT_STEPS - step))), step)]
 
 
 def find_violations(measured: Measured, row: int) -> list[Finding]:
     """The findings of one of the measured trajectories: DAC, NC, TTC, each in the order of points and tracks."""
-    findings = [Finding("DAC", point, step, None) for point, step in _points_of(measured.areas.non_drivable[row])]
-    at_fault, too_close = measured.collisions.at_fault[row], measured.collisions.ttc_after[row] != NO_HIT
-    for metric, hits in (("NC", at_fault), ("TTC", too_close)):
-        tracks = np.flatnonzero(hits.any(axis=0))
-        found = [Finding(metric, point, step, int(track))
-                 for track in tracks for point, step in _points_of(hits[:, track])]
+    findings: list[Finding] = []
+    if not measured.drivable_area[row]:
+        findings += [Finding("DAC", point, step, None) for point, step in _points_of(measured.areas.non_drivable[row])]
+    collisions = measured.collisions
+    failing = []
+    if collisions.no_collision[row] < 1.0:
+        failing.append(("NC", collisions.at_fault[row]))
+    if collisions.time_to_collision[row] < 1.0:
+        failing.append(("TTC", collisions.ttc_after[row] != NO_HIT))
+    for metric, hits in failing:
+        tracks = np.flatnonzero(hits.any(axis=0)).tolist()
+        found = [Finding(metric, point, step, track) for track in tracks for point, step in _points_of(hits[:, track])]
         findings += sorted(found, key=lambda finding: finding.point)
     return findings
 
@@ -106,16 +113,23 @@ def object_box(prepared: PreparedScene, step: int, track: int) -> list[Any]:
         # A track that TTC meets ahead of its first appearance: the box where it is first seen.
         step += 1
     pose = np.append(seen.centers[step, track], seen.headings[step, track])
-    x, y, heading = to_ego_frame(pose, prepared.scene.ego.rear_axle_pose)
-    length, width, height = seen.tracks[track].size
-    return [float(v) for v in (x, y, 0.5 * height, length, width, height, heading)] + [seen.tracks[track].type]
+    x, y, heading = to_ego_frame(pose, prepared.scene.ego.rear_axle_pose).tolist()
+    length, width, height = seen.tracks[track].size.tolist()
+    return [x, y, 0.5 * height, length, width, height, heading, seen.tracks[track].type]
 
 
 def violations_of(prepared: PreparedScene, findings: Sequence[Finding]) -> list[dict[str, Any]]:
     """The findings as data, in the form of `types.StepResult.violations`."""
-    return [{"metric": found.metric, "point": found.point,
-             "object": None if found.track is None else object_box(prepared, found.step, found.track)}
-            for found in findings]
+    boxes = prepared.boxes
+    violations: list[dict[str, Any]] = []
+    for found in findings:
+        box = None
+        if found.track is not None:
+            if (found.step, found.track) not in boxes:
+                boxes[found.step, found.track] = object_box(prepared, found.step, found.track)
+            box = list(boxes[found.step, found.track])
+        violations.append({"metric": found.metric, "point": found.point, "object": box})
+    return violations
 
 
 def _issue(metric: str, violations: Sequence[dict[str, Any]], trajectory: Array, max_objects: int) -> str:
@@ -124,7 +138,7 @@ def _issue(metric: str, violations: Sequence[dict[str, Any]], trajectory: Array,
         line = f"Trajectory Point {number}: {format_point(trajectory[point])}"
         boxes = [violation["object"] for violation in violations if violation["point"] == point and violation["object"]]
         if boxes:
-            nearest = sorted(boxes, key=lambda box: float(np.hypot(*(np.array(box[:2]) - trajectory[point, :2]))))
+            nearest = sorted(boxes, key=lambda box: math.dist(box[:2], trajectory[point, :2]))
             line += " with Objects: " + ", ".join(format_object(box) for box in nearest[:max_objects])
         lines.append(line + ".")
     return "\n".join(lines)

@@ -91,6 +91,17 @@ def inside_bin(edges: Array, start: int, stop: int, across: float, along: float)
 
 
 @kernel
+def _sort_by_low(edges: Array, start: int, stop: int) -> None:
+    """Sort the few edges of a bin by where they begin across it."""
+    for i in range(start + 1, stop):
+        k = i
+        while k > start and min(edges[k, 0], edges[k, 2]) < min(edges[k - 1, 0], edges[k - 1, 2]):
+            for column in range(4):
+                edges[k, column], edges[k - 1, column] = edges[k - 1, column], edges[k, column]
+            k -= 1
+
+
+@kernel
 def _find_clear(
     bounds: Array, upright: NDArray[np.bool_], per_metre: Array, first_bin: Indices, first_edge: Indices, edges: Array,
     clear: Array,
@@ -105,16 +116,16 @@ def _find_clear(
                 clear[k, 0], clear[k, 3] = -np.inf, np.inf
                 continue
             along = low + (k - first_bin[p] + 0.5) / per_metre[p]
-            lows, highs = np.minimum(edges[start:stop, 0], edges[start:stop, 2]), np.empty(stop - start)
-            highs[:] = np.maximum(edges[start:stop, 0], edges[start:stop, 2])
-            order = np.argsort(lows)
-            reached = lows[order[0]]
-            clear[k, 0], clear[k, 3] = reached, highs.max()
-            for i in order:
-                is_wider = lows[i] - reached > max(clear[k, 2] - clear[k, 1], 0.0)
-                if is_wider and inside_bin(edges, start, stop, 0.5 * (lows[i] + reached), along):
-                    clear[k, 1], clear[k, 2] = reached, lows[i]
-                reached = max(reached, highs[i])
+            _sort_by_low(edges, start, stop)
+            reached = min(edges[start, 0], edges[start, 2])
+            clear[k, 0] = reached
+            for i in range(start, stop):
+                low_side, high_side = min(edges[i, 0], edges[i, 2]), max(edges[i, 0], edges[i, 2])
+                is_wider = low_side - reached > max(clear[k, 2] - clear[k, 1], 0.0)
+                if is_wider and inside_bin(edges, start, stop, 0.5 * (low_side + reached), along):
+                    clear[k, 1], clear[k, 2] = reached, low_side
+                reached = max(reached, high_side)
+            clear[k, 3] = reached
 
 
 def make_rings(rings: Sequence[Array]) -> Rings:

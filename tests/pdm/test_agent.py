@@ -120,3 +120,17 @@ def test_the_cache_keeps_the_last_scenes_and_sees_changes(make_scene: MakeScene)
     assert kept.get(scenes[0]) is first
     assert kept.get(scenes[1]) is not second
     assert kept.get(make_scene(scene_id="0", speed=3.0)) is not first
+
+
+def test_many_scenes_at_once_are_reviewed_as_each_alone(make_scene: MakeScene) -> None:
+    parked = (standing("car", "vehicle", (4.5, 1.9, 1.5), 20.0, 0.5),)
+    scenes = [make_scene(scene_id="free"), make_scene(parked, scene_id="parked"),
+              make_scene(scene_id="turned", pose=(5.0, 0.5, 0.2), speed=9.0, extra={"t0_us": 1630335398550000})]
+    plans = np.stack([straight_plan(6.2), straight_plan(9.0, lateral=4.0)])
+    requests = [(scenes[0], plans), (scenes[1], plans[:0]), (scenes[2], plans), (scenes[1], plans[1:])]
+    together = PDMAgent("oracle", 4).review_many(requests)
+    assert together == [PDMAgent("oracle", 1).review(scene, rows) for scene, rows in requests]
+    assert [len(reviews) for reviews in together] == [2, 0, 2, 1]
+    assert PDMAgent("oracle", 1).review_many([]) == []
+    with pytest.raises(ValueError, match=r"requests\[1\]: trajectories\[0\]"):
+        PDMAgent("oracle", 2).review_many([(scenes[0], plans), (scenes[0], plans * np.nan)])
