@@ -130,7 +130,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _add_plan(commands: argparse._SubParsersAction) -> None:
-    parser = _command(commands, "plan", "what a GPU's memory goes to in training, and what fits, before a cluster is asked for",
+    parser = _command(commands, "plan", "what a GPU's memory goes to in training, and what fits",
                       _plan, "nemo-mtdrive plan --model 7b --tp 4 --pp 2 --gpus 32 --recompute selective")
     parser.add_argument("--model", required=True, metavar="SIZE|DIR", help="3b, 7b, 32b, 72b or a model directory")
     for name, default, text in (
