@@ -37,6 +37,7 @@ from nemo_mtdrive.environment.episodes import (
     UnknownEpisode,
     UnknownScene,
 )
+from nemo_mtdrive.environment.messages import ScoreItem
 from nemo_mtdrive.environment.scenes import SceneSource, load_scene, open_scene, warm_up
 from nemo_mtdrive.pdm.review import Review, Reviewer
 from nemo_mtdrive.types import Observation, StepResult
@@ -123,6 +124,27 @@ class DrivingEnvironment:
         """`close` each."""
         for episode_id in episode_ids:
             self.close(episode_id)
+
+    def score_many(self, items: Sequence[ScoreItem]) -> list[list[Review] | str]:
+        """Review trajectories without episodes, as `EnvironmentClient.score_many` does.
+
+        Args:
+            items: (scene_id, trajectories [B, 8, 3] in the ego frame) each.
+
+        Returns:
+            For each item its reviews, or why it has none ("UnknownScene: ...").
+        """
+        results: list[list[Review] | str] = []
+        for scene_id, trajectories in items:
+            try:
+                with self._lock:
+                    known = self._opened.get(scene_id)
+                    scene = known.scene if known is not None and known.scene is not None else load_scene(
+                        self.scenes, scene_id)
+                    results.append(list(self.agent.review(scene, trajectories)))
+            except EpisodeError as error:
+                results.append(f"{type(error).__name__}: {error}")
+        return results
 
     @property
     def open_episodes(self) -> int:

@@ -19,6 +19,7 @@ from nemo_mtdrive.dialogue.conversation import Conversation, ConversationError
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
 from nemo_mtdrive.environment.client import EnvironmentUnavailable
 from nemo_mtdrive.environment.env import Environment, EpisodeError, StepFailed, StepItem
+from nemo_mtdrive.environment.reward import turn_reward
 from nemo_mtdrive.rollout.engine import Engine
 from nemo_mtdrive.transfer.images import grid_of
 from nemo_mtdrive.types import Episode, RolloutTask, StepResult, Turn
@@ -50,9 +51,8 @@ class RolloutSettings:
     """w_f of Eq. 2."""
 
     def reward(self, result: StepResult) -> float:
-        """r_ij = w_p * p_ij + w_f * f_ij (Eq. 2); p is 0 for an answer without a trajectory."""
-        pdm = 0.0 if result.scores is None else result.scores["PDMS"]
-        return self.pdm_weight * pdm + self.format_weight * result.format_score
+        """r_ij of Eq. 2."""
+        return turn_reward(result.scores, result.format_score, self.pdm_weight, self.format_weight)
 
 
 def episode_seed(task: RolloutTask, index: int) -> int:

@@ -7,8 +7,9 @@ import pytest
 from environment_fakes import FEEDBACK, MAX_TURNS, FakeReviewer, FakeScenes, answer
 from gymnasium.utils.env_checker import check_env
 
-from nemo_mtdrive.environment.env import DrivingEnvironment, UnknownScene
-from nemo_mtdrive.environment.gym import MultiTurnDrivingEnv
+from nemo_mtdrive.environment.client import EnvironmentClient
+from nemo_mtdrive.environment.env import DrivingEnvironment, StepFailed, UnknownScene
+from nemo_mtdrive.environment.gym import MultiTurnDrivingEnv, ScoringFailed
 
 
 class DrivableScenes(FakeScenes):
@@ -18,10 +19,15 @@ class DrivableScenes(FakeScenes):
         return super().ids()[:4]
 
 
-@pytest.fixture
-def gym_env():
-    environment = DrivingEnvironment(DrivableScenes(), FakeReviewer(), MAX_TURNS)
-    return MultiTurnDrivingEnv(environment, pdm_weight=0.8, format_weight=0.2, render_mode="rgb_array")
+@pytest.fixture(params=["here", "served"])
+def gym_env(request):
+    """Over an environment in this process, and over a real server's client."""
+    if request.param == "here":
+        environment = DrivingEnvironment(DrivableScenes(), FakeReviewer(), MAX_TURNS)
+        yield MultiTurnDrivingEnv(environment, pdm_weight=0.8, format_weight=0.2, render_mode="rgb_array")
+        return
+    client: EnvironmentClient = request.getfixturevalue("client")
+    yield MultiTurnDrivingEnv(client, 0.8, 0.2, "rgb_array", scene_ids=DrivableScenes().ids())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -62,7 +68,7 @@ def test_the_seed_chooses_the_scene(gym_env):
 
 
 def test_two_gyms_share_an_environment(gym_env):
-    other = MultiTurnDrivingEnv(gym_env.environment, 0.8, 0.2)
+    other = MultiTurnDrivingEnv(gym_env.environment, 0.8, 0.2, scene_ids=["s1", "s2"])
     gym_env.reset(seed=1)
     other.reset(seed=2)
     gym_env.step(answer(3.0))
@@ -70,4 +76,21 @@ def test_two_gyms_share_an_environment(gym_env):
     assert np.isfinite(gym_env.step(answer(0.0))[1])
     gym_env.close()
     other.close()
-    assert gym_env.environment.open_episodes == 0
+    if isinstance(gym_env.environment, DrivingEnvironment):
+        assert gym_env.environment.open_episodes == 0
+
+
+def test_an_answer_that_cannot_be_scored_is_not_a_zero():
+    class Broken(DrivingEnvironment):
+        def step_many(self, items):
+            return [StepFailed(episode_id, turn, "ScoringFailed: the map has a hole") for episode_id, turn, _ in items]
+
+    broken = MultiTurnDrivingEnv(Broken(DrivableScenes(), FakeReviewer(), MAX_TURNS), 0.8, 0.2)
+    broken.reset(seed=1)
+    with pytest.raises(ScoringFailed, match="turn 0: ScoringFailed: the map has a hole"):
+        broken.step(answer(0.0))
+
+
+def test_a_served_environment_needs_scene_ids(client):
+    with pytest.raises(ValueError, match="scene_ids for a served environment"):
+        MultiTurnDrivingEnv(client, 0.8, 0.2)
