@@ -7,10 +7,12 @@ import json
 import logging
 import sys
 from pathlib import Path
+from urllib.parse import urlencode
 
 from nemo_mtdrive.commands import command, positive
 
 DONE, FAILED = 0, 1
+SPLITS = ("train", "held_out", "test")
 IMPORTED = ("av2", "navsim", "py123d", "files")
 
 
@@ -43,6 +45,9 @@ def _add_generate(actions: argparse._SubParsersAction) -> None:
     parser.add_argument("--count", type=positive, required=True)
     parser.add_argument("--seed", type=int, default=7, help="of the first scene, the others follow (default: %(default)s); "
                         "sets whose ranges of seeds do not overlap share no scene")
+    parser.add_argument("--split", choices=SPLITS, help="count seeds within a range of this split's own")
+    parser.add_argument("--difficulty", type=float, default=0.5, help="0 to 1: more traffic, worse weather (default: 0.5)")
+    parser.add_argument("--commands", default="", metavar="COMMAND:SHARE,...", help="e.g. 'TURN LEFT:1,GO STRAIGHT:2'")
     parser.add_argument("--kinds", default="", metavar="NAME:WEIGHT,...", help="another mixture than the generator's own")
     _add_layout(parser)
 
@@ -67,8 +72,10 @@ def _add_layout(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    address = f"procedural://?count={options.count}&seed={options.seed}"
-    return _write(options, f"{address}&kinds={options.kinds}" if options.kinds else address)
+    given = {"count": options.count, "seed": options.seed, "difficulty": options.difficulty, "split": options.split,
+             "kinds": options.kinds, "commands": options.commands}
+    chosen = {name: value for name, value in given.items() if value not in ("", None)}
+    return _write(options, f"procedural://?{urlencode(chosen)}")
 
 
 def _import(options: argparse.Namespace) -> int:

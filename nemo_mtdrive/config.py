@@ -41,6 +41,10 @@ class ScenesConfig:
     image_height: int = 1092
     kinds: dict[str, float] = field(default_factory=dict)
     """Mixture of generated kinds, name -> weight; empty takes the generator's own mixture."""
+    commands: dict[str, float] = field(default_factory=dict)
+    """Shares of TURN LEFT, GO STRAIGHT and TURN RIGHT among generated scenes; empty takes the generator's own."""
+    difficulty: float = 0.5
+    """0 to 1, of generated scenes: more traffic, harder braking, worse weather."""
 
 
 @dataclass
@@ -268,7 +272,8 @@ class Config:
 
 
 _schema = OmegaConf.structured(Config)
-OmegaConf.set_struct(_schema.scenes.kinds, False)  # its keys are the generator's, everything else has fixed keys
+for _open in (_schema.scenes.kinds, _schema.scenes.commands):  # names of the generator; everything else has fixed keys
+    OmegaConf.set_struct(_open, False)
 ConfigStore.instance().store(name="schema", node=_schema)
 
 

@@ -54,6 +54,8 @@ SOURCES = {"procedural": "", "files": "scene files", "av2": "AV2 logs", "navsim"
 
 
 def _check_scenes(scenes: ScenesConfig) -> None:
+    if scenes.difficulty > 1:
+        raise ConfigError(f"scenes.difficulty={scenes.difficulty}: set it to a number from 0 to 1")
     if scenes.uri:
         if scenes.uri.partition("://")[0] not in SOURCES or "://" not in scenes.uri:
             raise ConfigError(f"scenes.uri={scenes.uri!r}: set it to SCHEME://PATH?name=value with a scheme of "
@@ -76,7 +78,7 @@ CHOICES = {
 }
 
 MAY_BE_ZERO = frozenset((
-    "seed", "scenes.seed", "environment.port", "environment.retries", "reward.pdm_weight",
+    "seed", "scenes.seed", "scenes.difficulty", "environment.port", "environment.retries", "reward.pdm_weight",
     "reward.format_weight", "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.two_turn_share", "sft.seed",
     "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "mtgrpo.dual_clip",
     "mtgrpo.importance_cap", "validation.every_steps",

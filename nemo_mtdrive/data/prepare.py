@@ -66,7 +66,7 @@ def _generate(config: Config, out: Path, workers: int, progress: Progress) -> No
     count = scenes.count + scenes.held_out
     with progress.phase("scenes", total=count, unit="scenes") as bar:
         generate_scenes(count, scenes.seed, out, scenes.image_width, scenes.image_height, dict(scenes.kinds), workers,
-                        bar.advance)
+                        bar.advance, difficulty=scenes.difficulty, commands=dict(scenes.commands))
 
 
 def _split(config: Config, arguments: SceneArguments, path: Path) -> Splits:

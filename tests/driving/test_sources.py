@@ -11,7 +11,7 @@ import pytest
 from nemo_mtdrive.driving.command import generate_scenes, show_scene
 from nemo_mtdrive.driving.generator import MIXTURE, generate
 from nemo_mtdrive.driving.scene import SceneError, scene_to_json
-from nemo_mtdrive.driving.sources import open_scenes
+from nemo_mtdrive.driving.sources import open_scenes, parse_address
 from nemo_mtdrive.driving.sources.files import INDEX
 from nemo_mtdrive.driving.sources.pictures import read_picture
 
@@ -102,3 +102,34 @@ def test_show(tmp_path: Path) -> None:
     (tmp_path / "bare.json").write_text(json.dumps(data))
     show_scene(str(tmp_path / "bare.json"), None, tmp_path / "bare.png")
     assert read_picture(tmp_path / "bare.png").shape == (560, 1680, 3)
+
+
+def test_addresses(tmp_path: Path) -> None:
+    at = parse_address("navsim:///data/open%20scene?split=mini&count=3")
+    assert (at.scheme, at.path, at.number("count", 0)) == ("navsim", "/data/open scene", 3)
+    assert parse_address(str(at)) == at
+    weighted = parse_address("procedural://?kinds=curve/lead:2,crossing&commands=TURN%20LEFT:1,GO+STRAIGHT:0.5")
+    assert weighted.weights("kinds") == {"curve/lead": 2.0, "crossing": 1.0}
+    assert weighted.weights("commands") == {"TURN LEFT": 1.0, "GO STRAIGHT": 0.5}
+    for text, said in (("scenes", "not SCHEME://PATH"),
+                       ("movies://x", "unknown kind of source 'movies'; set one of procedural://"),
+                       ("procedural://?count=2&speed=3", "unknown parameter 'speed'; set one of count, seed"),
+                       ("procedural://?count=x", "got count=x, set it to a whole number"),
+                       ("procedural://?count", "set it to name=value"), ("procedural://?count=1&count=2", "given twice"),
+                       ("procedural://here?count=1", "have no folder"),
+                       ("procedural://?count=1&kinds=curve:x", "set it to NAME or NAME:WEIGHT"),
+                       ("procedural://?count=1&difficulty=2", "got difficulty=2, set it to a number from 0 to 1"),
+                       ("procedural://?count=1&width=5", "set both sides or none"),
+                       ("procedural://?count=1&split=holdout", "holdout"), ("files://", "(empty path)")):
+        with pytest.raises(SceneError) as caught:
+            open_scenes(text)
+        assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_splits_share_no_scene_and_wishes_reach_the_generator() -> None:
+    ids = [set(open_scenes(f"procedural://?count=50&split={split}").ids()) for split in ("train", "held_out", "test")]
+    assert len(set.union(*ids)) == 150
+    source = open_scenes("procedural://?count=3&seed=1&kinds=curve/lead:1&commands=TURN LEFT:1&difficulty=0.25", 28, 28)
+    for name in source.ids():
+        scene = source.load(name)
+        assert scene.kind == "curve/lead" and scene.extra["generator"]["difficulty"] == 0.25

@@ -138,7 +138,8 @@ def test_scenes_without_pictures(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_only_whole_shards(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nemo_mtdrive.cli", "scenes", "generate", "--count", "4000", "--seed", "5", "--out",
-               str(tmp_path), "--format", "shards", "--shard-size", "3", "--width", "224", "--height", "112", "--workers", "2"]
+               str(tmp_path), "--format", "shards", "--shard-size", "3", "--width", "224", "--height", "112",
+               "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 60.0
     while len(list(tmp_path.glob("shard-*.arrow"))) < 3 and time.monotonic() < deadline:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_mtdrive.driving.generator import MIXTURE
+from nemo_mtdrive.driving.generator import MIXTURE, split_seed
 from nemo_mtdrive.driving.scene import Scene, SceneError
 from nemo_mtdrive.driving.sources.address import Address, parse_address
 from nemo_mtdrive.driving.sources.av2 import AV2Scenes
@@ -49,7 +49,7 @@ def open_scenes(address: str | Address, width: int = 0, height: int = 0) -> Scen
 
     Addresses (docs/scenes.md has every parameter)::
 
-        procedural://?count=2000&seed=7      generated on demand; kinds=NAME:WEIGHT,... for another mixture
+        procedural://?count=2000&seed=7      generated on demand; split=train|held_out|test, kinds=NAME:WEIGHT,...
         files://DIR                          scene files, or a set of shards
         av2://DIR                            Argoverse 2 sensor logs
         navsim://[OPENSCENE_DATA_ROOT]?split=mini    through the navsim package
@@ -76,11 +76,13 @@ def open_scenes(address: str | Address, width: int = 0, height: int = 0) -> Scen
 
 
 def _procedural(at: Address, width: int, height: int) -> SceneSource:
-    at.only("count", "seed", "kinds", "difficulty", "width", "height")
+    at.only("count", "seed", "split", "kinds", "commands", "difficulty", "width", "height")
     if at.path:
         raise SceneError(f"{at}: generated scenes have no folder; set procedural://?count=N&seed=S")
     drawn = (width, height) if width else DRAWN_SIZE
-    return ProceduralScenes(at.number("count", 0), at.number("seed", 7), at.weights("kinds") or MIXTURE, *drawn)
+    seed = split_seed(at.parameters["split"], at.number("seed", 0)) if "split" in at.parameters else at.number("seed", 7)
+    return ProceduralScenes(at.number("count", 0), seed, at.weights("kinds") or MIXTURE, *drawn,
+                            difficulty=at.share("difficulty", 0.5), commands=at.weights("commands") or None)
 
 
 def _files(at: Address, width: int, height: int) -> SceneSource:

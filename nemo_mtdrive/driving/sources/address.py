@@ -34,6 +34,17 @@ class Address:
             raise SceneError(f"{self}: got {name}={text}, set it to a whole number of 0 or more")
         return int(text)
 
+    def share(self, name: str, default: float) -> float:
+        """A number from 0 to 1 (SceneError)."""
+        text = self.parameters.get(name, str(default))
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0.0 <= value <= 1.0:
+            raise SceneError(f"{self}: got {name}={text}, set it to a number from 0 to 1")
+        return value
+
     def weights(self, name: str) -> dict[str, float]:
         """`a:2,b:1` as weights; a name alone weighs 1 (SceneError)."""
         found = {}

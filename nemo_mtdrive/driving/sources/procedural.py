@@ -19,12 +19,13 @@ SCENES_KEPT = 512
 class ProceduralScenes:
     """`count` generated scenes, of the seeds from `seed` on; ids `p{seed:07d}`."""
 
-    def __init__(self, count: int, seed: int, kinds: Mapping[str, float], width: int, height: int) -> None:
+    def __init__(self, count: int, seed: int, kinds: Mapping[str, float], width: int, height: int, *,
+                 difficulty: float = 0.5, commands: Mapping[str, float] | None = None) -> None:
         if count < 1 or seed < 0 or width < 1 or height < 1:
             raise SceneError(f"procedural scenes: got count={count} seed={seed} size={width}x{height}; set count and "
                              "the size to 1 or more, seed to 0 or more")
         self._seeds = {scene_id(number): number for number in range(seed, seed + count)}
-        self._kinds = dict(kinds)
+        self._kinds, self._difficulty, self._commands = dict(kinds), difficulty, commands
         self._size = (width, height)
         self._scenes = LRU(SCENES_KEPT, self._generate)
         self._images = LRU(images_kept(width, height), lambda name: render(self.load(name), width, height))
@@ -47,7 +48,7 @@ class ProceduralScenes:
         return self._images.get(scene_id)
 
     def _generate(self, scene_id: str) -> Scene:
-        return with_camera(generate(self._seeds[scene_id], self._kinds), *self._size)
+        return with_camera(generate(self._seeds[scene_id], self._kinds, self._difficulty, self._commands), *self._size)
 
 
 def scene_id(seed: int) -> str:
