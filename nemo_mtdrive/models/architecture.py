@@ -97,7 +97,8 @@ def megatron_config(
         dtype: of parameters and activations, float32 or bfloat16.
         max_length: longest sequence [tokens].
         recompute: what the backward pass computes again instead of keeping it, one of `RECOMPUTE`: nothing, the MLPs'
-            insides ("selective", megatron's word), or whole layers ("full": least memory, a third more time).
+            insides ("selective", megatron's word), or whole layers ("full": least memory, a third more time). The
+            vision tower recomputes whole layers in both cases.
         freeze_vision: the vision tower is not trained. freeze_projector: nor is the patch merger behind it.
 
     Raises:
@@ -118,15 +119,18 @@ def megatron_config(
         "apply_rope_fusion": False,  # the fused kernel knows no M-RoPE in batches
         "use_cpu_initialization": cpu.needed(),
     }
-    common |= _recompute(recompute)
+    language = _recompute(recompute)
+    # Megatron's selective recomputation of an MLP with biases never ends (its backward pass runs into itself), and the
+    # vision tower's MLPs have them: there, whole layers are recomputed.
+    vision = language and _recompute("full")
     parallel = {
         "pipeline_model_parallel_size": pipeline_size,
         "sequence_parallel": sequence_parallel and tensor_size > 1,
         "pipeline_dtype": dtype,
     }
     return Qwen25VLConfig(
-        language_transformer_config=_language(hf, max_length, common | parallel),
-        vision_transformer_config=_vision(hf, common),
+        language_transformer_config=_language(hf, max_length, common | language | parallel),
+        vision_transformer_config=_vision(hf, common | vision),
         vision_projection_config=_projector(hf, common),
         seq_length=max_length,
         hf=hf.to_dict(),

@@ -89,7 +89,8 @@ class _ProjectAndScore(torch.autograd.Function):
         local = local.masked_fill(elsewhere, 0)
         peaks = torch.zeros(len(targets), device=hidden.device)
         sums = torch.zeros(3, len(targets), device=hidden.device)
-        blocks, kept = _blocks(len(targets), weight.shape[0]), None
+        blocks = _blocks(len(targets), weight.shape[0])
+        ctx.logits = None
         for rows in blocks:
             logits = _project(hidden[rows], weight, temperature)
             peaks[rows] = logits.amax(dim=1)
@@ -99,11 +100,12 @@ class _ProjectAndScore(torch.autograd.Function):
             sums[0, rows] = exponentials.sum(dim=1)
             if want_entropy:
                 sums[2, rows] = exponentials.mul_(shifted).sum(dim=1)
-            kept = logits
+            if len(blocks) == 1 and any(ctx.needs_input_grad):
+                ctx.logits = logits
+            del logits, shifted, exponentials  # before the next block's
         peak, total, target, entropy = _combine(peaks, sums, elsewhere, want_entropy)
         ctx.save_for_backward(hidden, weight, peak, total, local, elsewhere, entropy)
         ctx.temperature, ctx.want_entropy = temperature, want_entropy
-        ctx.logits = kept if len(blocks) == 1 and (hidden.requires_grad or weight.requires_grad) else None
         return target - total.log(), entropy
 
     @staticmethod
@@ -120,7 +122,7 @@ class _ProjectAndScore(torch.autograd.Function):
             scale = -of_logprob[rows, None]
             if ctx.want_entropy:  # dH/dlogit = -p (log p + H)
                 constant = (entropy - total.log())[rows, None]
-                scale = scale - of_entropy[rows, None] * (shifted + constant)
+                scale = (shifted + constant).mul_(-of_entropy[rows, None]).add_(scale)
             gradient = shifted.exp_().div_(total[rows, None]).mul_(scale)
             chosen = of_logprob[rows].masked_fill(elsewhere[rows], 0.0)
             gradient.scatter_add_(1, local[rows, None], chosen[:, None])
@@ -129,6 +131,7 @@ class _ProjectAndScore(torch.autograd.Function):
                 hidden_gradient[rows] = gradient @ weight
             if weight_gradient is not None:
                 _add_product(weight_gradient, gradient.t(), hidden[rows])
+            del logits, shifted, scale, gradient
         ctx.logits = None  # overwritten above
         return hidden_gradient, None if weight_gradient is None else weight_gradient.to(weight.dtype), None, None, None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 400
+LIMIT_S = 900
 
 
 def run(script: Path, ranks: int, directory: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -12,9 +14,37 @@ from nemo_mtdrive.models import cpu
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the stand-ins are for machines without CUDA")
 
 
-@pytest.mark.parametrize("grid", ["tensor", "data", "pipeline"])
+@pytest.mark.parametrize("grid", ["tensor", "data", "pipeline", "sequence"])
 def test_strided_inputs_are_scattered_right(found: dict[str, Any], grid: str) -> None:
-    assert found[grid]["scatter"] == {"strided": True, "installed": True}
+    """gloo sends the raw storage of strided inputs: without the shim weights arrive wrong and nothing is raised."""
+    assert found[grid]["scatter"] == {"strided": True, "wrong_without": True, "installed": True}
+
+
+def test_nothing_is_touched_where_there_is_cuda() -> None:
+    """In a process that says that it has CUDA, torch and megatron are as they came."""
+    program = """
+import torch, torch.distributed as dist
+torch.cuda.is_available = lambda: True
+before = {name: getattr(torch.cuda, name) for name in dir(torch.cuda)} | {"scatter": dist.scatter, "cuda": torch.Tensor.cuda}
+from nemo_mtdrive.models import cpu
+assert not cpu.needed() and cpu.install() is False
+after = {name: getattr(torch.cuda, name) for name in dir(torch.cuda)} | {"scatter": dist.scatter, "cuda": torch.Tensor.cuda}
+assert all(after[name] is value for name, value in before.items()), "changed"
+print("as they came")
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert ran.stdout == "as they came\n", ran.stderr
+
+
+def test_tensors_are_moved_nowhere_but_inside_megatrons_call() -> None:
+    """Megatron calls `.cuda()` on embeddings that stages share (test_parity's pipeline runs it); elsewhere that fails."""
+    assert cpu.install()
+    tensor = torch.ones(1)
+    assert cpu._staying_here(lambda: tensor.cuda())() is tensor
+    with pytest.raises(ZeroDivisionError):
+        cpu._staying_here(lambda: 1 / 0)()
+    with pytest.raises((AssertionError, RuntimeError)):
+        tensor.cuda()
 
 
 def test_only_megatrons_factories_are_redirected() -> None:

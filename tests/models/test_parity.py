@@ -1,4 +1,8 @@
-"""The Megatron model is HF's: logits, loss, gradients and log-probs, with images of several sizes in one batch."""
+"""The Megatron model is HF's: logits, loss, entropies, log-probs, gradients; padded and packed, on every process grid.
+
+In float32 both programs round, and add in another order. HF's own float32 gradients are up to 3e-6 (relative norm) from
+the exact ones, so two float32 gradients can agree to that and no better; in float64 they agree to 1e-14.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,38 @@ from typing import Any
 
 import pytest
 
-TOLERANCE = 1e-5
+from .conversations import CONVERSATIONS, hf_configs
+
+GRIDS = ("tensor", "data", "pipeline", "sequence")
+CASES = [f"{name}/{kind}/{layout}" for name in hf_configs() for kind in CONVERSATIONS for layout in ("padded", "packed")]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_equals_hf(found: dict[str, Any], grid: str, case: str) -> None:
+    compared = found[grid]["against_hf"][case]
+    assert compared["names"]
+    assert compared["loss"] <= 1e-6
+    assert compared["logprobs"] <= 1e-5
+    assert compared["entropy"] <= 1e-6
+    if grid != "pipeline":  # there the log-probs on every stage stand for the logits
+        assert compared["logits"] <= 1e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_float32_gradients_differ_from_hfs_by_rounding_only(found: dict[str, Any], grid: str, case: str) -> None:
+    compared = found[grid]["against_hf"][case]
+    assert compared["gradients"][0] <= 6e-6, compared["gradients"]
+    if "rounding" in compared:
+        assert compared["rounding"] <= 1.25 * compared["hf_rounding"]
 
 
 @pytest.mark.parametrize("grid", ["tensor", "data"])
-@pytest.mark.parametrize("number", ["logits", "loss", "gradients", "logprobs"])
-def test_equals_hf(found: dict[str, Any], grid: str, number: str) -> None:
-    assert found[grid]["parity"][number] <= TOLERANCE
-    assert found[grid]["parity"]["logits_scale"] > 1
-    assert found[grid]["parity"]["gradients_scale"] > 0.1
-
-
-@pytest.mark.parametrize("grid", ["tensor", "data"])
-def test_forward_only_gives_the_training_loss(found: dict[str, Any], grid: str) -> None:
-    assert found[grid]["parity"]["forward_only_loss"] == 0.0
+def test_every_gradient_is_hfs_in_float64(found: dict[str, Any], grid: str) -> None:
+    for case, numbers in found[grid]["exact"].items():
+        assert numbers["gradients"][0] <= 1e-12, (case, numbers["gradients"])
+        assert max(numbers["loss"], numbers["entropy"]) <= 1e-12, case
 
 
 def test_vision_windows_and_angles_are_hfs(found: dict[str, Any]) -> None:
@@ -29,11 +51,12 @@ def test_vision_windows_and_angles_are_hfs(found: dict[str, Any]) -> None:
     assert geometry["images"] == [0, 128, 224, 364, 504, 508]  # the third has two frames, each by itself
 
 
-@pytest.mark.parametrize("grid", ["tensor", "data"])
-def test_one_image_for_several_sequences_equals_copies_of_it(found: dict[str, Any], grid: str) -> None:
-    sharing = found[grid]["sharing"]
-    assert sharing["loss"] <= TOLERANCE
-    assert sharing["gradients"] <= TOLERANCE
+@pytest.mark.parametrize(("grid", "check"), [("tensor", "sharing"), ("data", "sharing"), ("tensor", "packed_sharing")])
+def test_one_image_for_several_sequences_equals_copies_of_it(found: dict[str, Any], grid: str, check: str) -> None:
+    """Siblings of a group share their image: it is encoded once, and their gradients add up in the tower."""
+    sharing = found[grid][check]
+    assert sharing["loss"] <= 1e-6
+    assert sharing["gradients"] <= 1e-5
     assert sharing["vision_scale"] > 0.01
 
 

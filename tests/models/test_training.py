@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 
-@pytest.mark.parametrize("grid", ["data", "pipeline"])
+@pytest.mark.parametrize("grid", ["data", "pipeline", "sequence"])
 def test_steps_equal_those_of_tensor_parallel(found: dict[str, Any], grid: str) -> None:
-    """Two data-parallel ranks with half the micro-batches each, and two pipeline stages, against two tensor shards."""
+    """Two data-parallel ranks with half the micro-batches each, two pipeline stages, and two tensor shards with sequence
+    parallelism, against two tensor shards."""
     expected = found["tensor"]["training"]["steps"]
     for step, (loss, norm, tokens) in enumerate(found[grid]["training"]["steps"]):
         assert loss == pytest.approx(expected[step][0], rel=1e-5)
