@@ -1,10 +1,11 @@
-"""The environment with the paper's agent on generated scenes: an expert's answer is clean, a bad one is told why."""
+"""The environment with the agents on generated scenes: an expert's answer is clean, a bad one is told why."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from nemo_mtdrive.config import AgentConfig
 from nemo_mtdrive.dialogue.conversation import Conversation
 from nemo_mtdrive.dialogue.prompt import answer_text
 from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
@@ -12,7 +13,7 @@ from nemo_mtdrive.driving.camera import render
 from nemo_mtdrive.driving.generator import ROADS, SITUATIONS, generate
 from nemo_mtdrive.environment.env import DrivingEnvironment
 from nemo_mtdrive.environment.messages import pack_results, unpack_results
-from nemo_mtdrive.pdm.agent import PDMAgent
+from nemo_mtdrive.pdm.reviewers import open_reviewer
 from nemo_mtdrive.types import SCORE_NAMES
 
 SEEDS = range(1, 9)
@@ -40,9 +41,10 @@ def scenes():
     return Generated()
 
 
-@pytest.fixture
-def environment(scenes):
-    environment = DrivingEnvironment(scenes, PDMAgent(perception="oracle", cache_size=8), max_turns=3)
+@pytest.fixture(params=["pdm", "learned"])
+def environment(request, scenes):
+    path = str(request.getfixturevalue("reward_model_folder")) if request.param == "learned" else ""
+    environment = DrivingEnvironment(scenes, open_reviewer(AgentConfig(request.param, path), "oracle", 8), max_turns=3)
     environment.warm_up()
     return environment
 
@@ -55,6 +57,7 @@ def _swerve(scene):
     return trajectory
 
 
+@pytest.mark.parametrize("environment", ["pdm"], indirect=True)
 def test_experts_are_clean(environment, scenes):
     environment.reset_many([(name, name, False) for name in scenes.ids()])
     results = environment.step_many([(name, 0, answer_text(scenes.load(name).future)) for name in scenes.ids()])
@@ -65,8 +68,16 @@ def test_experts_are_clean(environment, scenes):
 
 def test_a_bad_answer_is_told_why_and_the_conversation_goes_on(environment, scenes):
     tokenizer = Tokenizer.load(TINY_TOKENIZER)
-    name = next(n for n in scenes.ids() if environment.agent.review(
-        scenes.load(n), scenes.load(n).future[None])[0].violations == [])
+
+    def violated(trajectory):
+        return {v["metric"] for v in environment.agent.review(scene, trajectory[None])[0].violations}
+
+    for name in scenes.ids():
+        scene = scenes.load(name)
+        if not violated(scene.future) and "DAC" in violated(_swerve(scene)):
+            break
+    else:
+        pytest.fail("no scene where the expert is clean and the swerve is off the road")
     seen = environment.reset("e", name, want_image=True)
     assert seen.image.shape == (112, 224, 3)
     conversation = Conversation(tokenizer, seen.prompt, (1, 8, 16))
