@@ -18,9 +18,9 @@ def crossing_start(stage: Stage) -> float:
     assert route.entry is not None and route.leave is not None
     if stage.road.kind == "roundabout":
         if stage.command == LEFT:
-            return stage.uniform(route.entry + 11.0, max(route.leave - 26.0, route.entry + 16.0))
+            return stage.uniform(route.entry + 17.0, max(route.leave - 30.0, route.entry + 20.0))
         if stage.command == RIGHT:
-            return stage.uniform(route.entry - 9.0, route.entry + 3.0)
+            return stage.uniform(route.entry - 3.0, route.entry + 8.0)
         return route.entry - stage.uniform(19.0, 34.0)
     if stage.command == LEFT:
         return stage.uniform(route.entry - 2.0, route.entry + 9.0)

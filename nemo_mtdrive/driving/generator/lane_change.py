@@ -53,7 +53,7 @@ def start_change(world: World, driver: Rows, target: int, x: float, y: float, ti
 
 
 @njit(cache=True)
-def neighbours_on(world: World, drivers: Rows, own: int, target: int, s: float, poses: Array) -> int:
+def follower_on(world: World, drivers: Rows, own: int, target: int, s: float, poses: Array) -> int:
     """The driver that would follow `own` at arc length s of a line: the nearest behind, -1 for none."""
     best, behind = -1, NEVER
     for j in range(len(drivers)):
@@ -89,7 +89,7 @@ def mobil(world: World, drivers: Rows, own: int, poses: Array, disks: Array, pre
         target = world.left[d.line] if side == 0 else world.right[d.line]
         if target < 0:
             continue
-        s, beside = project(world, target, poses[own, 0], poses[own, 1])
+        s, _ = project(world, target, poses[own, 0], poses[own, 1])
         start_change(world, thought[0], target, poses[own, 0], poses[own, 1], time)
         thought[0].speed = d.speed
         # the lane itself must be free beside and ahead, not just the way into it
@@ -98,7 +98,7 @@ def mobil(world: World, drivers: Rows, own: int, poses: Array, disks: Array, pre
         if gap < 3.0 + 0.3 * d.speed + 1.5 * max(0.0, d.speed - speed):
             continue
         mine = following(d, gap, speed)
-        follower = neighbours_on(world, drivers, own, target, s, poses)
+        follower = follower_on(world, drivers, own, target, s, poses)
         theirs = 0.0
         if follower >= 0:
             f = drivers[follower]
@@ -121,10 +121,10 @@ def mobil(world: World, drivers: Rows, own: int, poses: Array, disks: Array, pre
 
 
 @njit(cache=True)
-def needed_offset(world: World, drivers: Rows, own: int, poses: Array, disks: Array, reach: float) -> tuple[float, float, float]:
-    """What stands or crawls in the lane ahead: (offset to the left to clear it, gap, speed); (0, NEVER, 0) for nothing.
-
-    Everything between the first obstacle and 14 m behind it is cleared in one go.
+def needed_offset(world: World, drivers: Rows, own: int, poses: Array, disks: Array,
+                  reach: float) -> tuple[float, float, float]:
+    """What stands or crawls in the lane up to `reach` m ahead: the offset to the left that clears all of it [m], the gap to
+    the nearest and its speed; (0, NEVER, 0) for nothing.
     """
     d = drivers[own]
     half = 0.5 * d.width

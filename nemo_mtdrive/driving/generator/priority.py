@@ -166,7 +166,7 @@ def yielding_gap(world: World, mine: Rows, other: Rows, conflict: Rows, time: fl
     if arrives > clear + 1.8 or arrives > 8.0:
         return NEVER
     stop = world.stop[mine.line]
-    if stop < NEVER and -0.5 < stop - nose(mine):
+    if stop < NEVER and stop - nose(mine) > -0.5:
         gap = min(gap, stop - nose(mine))
     return gap if can_stop_within(mine, gap) else NEVER
 

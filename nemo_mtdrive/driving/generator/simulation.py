@@ -59,9 +59,8 @@ def _run(world: World, drivers: Rows, walkers: Rows, traces: Array, walks: Array
         if step % REACTION_STEPS == 0:
             for i in range(n):
                 wanted[i], gaps[i] = decide(world, drivers, walkers, i, poses, disks, time)
-                if step % CHANGE_STEPS == 0:
-                    if not mobil(world, drivers, i, poses, disks, wanted[i], time):
-                        pass_aside(world, drivers, i, poses, disks, time)
+                if step % CHANGE_STEPS == 0 and not mobil(world, drivers, i, poses, disks, wanted[i], time):
+                    pass_aside(world, drivers, i, poses, disks, time)
         for i in range(n):
             d = drivers[i]
             offset, _ = offset_at(d, d.s)

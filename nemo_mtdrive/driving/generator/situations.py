@@ -118,6 +118,7 @@ def park_cars(stage: Stage, first: float, last: float, share: float, sides: tupl
 
 def parked(stage: Stage) -> None:
     """A row of parked cars; one stands out into the lane, or its door is open."""
+    stage.use_right_lane()
     stage.place_expert(open_start(stage))
     at = stage.at_zero + stage.speed * stage.uniform(0.6, 3.2) + 4.0
     _add_intruder(stage, at)
@@ -161,9 +162,7 @@ def oncoming(stage: Stage) -> None:
 
 def work_zone(stage: Stage) -> None:
     """Cones and barriers close the right lane; the sign stands before them."""
-    rightmost = max((i for i, route in enumerate(stage.road.routes) if route.approach == stage.route.approach),
-                    key=lambda i: stage.road.routes[i].lane)
-    stage.line, stage.route = rightmost, stage.road.routes[rightmost]
+    stage.use_right_lane()
     stage.place_expert(open_start(stage))
     width = stage.road.lane_width
     first = stage.at_zero + stage.speed * stage.uniform(1.2, 4.5) + 16.0
@@ -189,6 +188,7 @@ def _cone(stage: Stage, s: float, offset: float) -> None:
 
 def bus(stage: Stage) -> None:
     """A bus of 12 m: at its stop at the roadside, pulling out of it, or going ahead slowly."""
+    stage.use_right_lane()
     stage.place_expert(open_start(stage))
     draw = stage.rng.random()
     edge = stage.kerb()
@@ -197,7 +197,7 @@ def bus(stage: Stage) -> None:
     if draw < 0.45:
         stage.add_thing("vehicle", BUS_BODY, stage.line, at, offset + stage.uniform(0.2, 0.95), signals=("right",))
         _waiting_people(stage, at, edge)
-    elif draw < 0.75 and stage.route.lane == stage.route.lanes - 1:
+    elif draw < 0.75:
         begins = stage.uniform(-1.0, 1.2)
         room = stage.speed**2 / 5.0 + stage.uniform(4.0, 16.0)
         s = stage.at_zero + stage.speed * max(begins, 0.0) + room + 0.22 * BUS_BODY[0]
@@ -220,6 +220,7 @@ def _waiting_people(stage: Stage, s: float, edge: float) -> None:
 
 def cyclist(stage: Stage) -> None:
     """Somebody rides ahead at the right edge of the lane."""
+    stage.use_right_lane()
     stage.place_expert(open_start(stage))
     add_cyclist(stage)
 
@@ -262,6 +263,7 @@ def _cross_road(stage: Stage, s: float, side: float, pace: float, begins: float,
 
 def occluded(stage: Stage) -> None:
     """Somebody comes out from behind a van or a bus that stands at the roadside."""
+    stage.use_right_lane()
     stage.place_expert(open_start(stage), changes=0)
     speed, edge = stage.speed, stage.kerb()
     body = (stage.uniform(5.2, 6.4), stage.uniform(1.95, 2.1), stage.uniform(2.2, 2.7)) if stage.chance(0.6) else BUS_BODY

@@ -189,6 +189,13 @@ class Stage:
     def _cap(self, s: float) -> float:
         return float(self.lines.cap[self.lines.vertex(self.line, s + 2.0)])
 
+    def use_right_lane(self) -> None:
+        """Put the expert on the rightmost lane of its side; to be called before `place_expert`."""
+        routes = self.road.routes
+        self.line = max((i for i, route in enumerate(routes) if route.roadblock_ids == self.route.roadblock_ids),
+                        key=lambda i: routes[i].lane)
+        self.route = routes[self.line]
+
     @property
     def expert(self) -> Rows:
         """The expert's record [1]."""
