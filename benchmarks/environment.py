@@ -130,8 +130,9 @@ def measure(scenes: Path, workers: int) -> dict[str, Any]:
         with served(scenes, workers) as (client, server):
             for name, work in runs:
                 print(f"{name}: {len(ids)} scenes, {workers} workers", file=sys.stderr)
-                figures |= {f"{name}_{key}": value
-                            for key, value in measured(server, lambda w=work: w(client, trajectories)).items()}  # type: ignore[misc]
+                found = measured(server, lambda w=work: w(client, trajectories))  # type: ignore[misc]
+                print(", ".join(f"{key} {value:.4g}" for key, value in found.items()), file=sys.stderr)
+                figures |= {f"{name}_{key}": value for key, value in found.items()}
     peers = {"navsim_one_at_a_time_per_s_core": NAVSIM_ONE_AT_A_TIME, "navsim_batched_per_s_core": NAVSIM_BATCHED}
     rate = figures["score_scores_per_s"] / min(workers, available_cpus())
     ratios = {"score_per_core_to_navsim_batched": rate / NAVSIM_BATCHED,
