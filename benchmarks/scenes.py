@@ -1,8 +1,9 @@
 """What generated scenes are worth: how the expert and the constant-velocity driver score, kinds, commands, speed.
 
-    python benchmarks/scenes.py [--json] [--count 1000 --seed 0 --difficulty 0.5 --each 0]
+    python benchmarks/scenes.py [--json] [--count 1000 --seed 0 --difficulty 0.5 --each 0 --seconds 0]
 
-Scores are the PDM score with the recorded future (oracle). `--each N` draws N scenes of each kind instead of the mixture.
+Scores are the PDM score with the recorded future (oracle). `--each N` draws N scenes of each kind instead of the mixture;
+`--seconds S` stops after about S seconds and reports the scenes up to there (`count` says how many).
 Generation is timed in CPU seconds, rejected attempts included, without pictures; compiling is not counted. The exit code is
 1 where a line of `REQUIREMENTS` does not hold (with `--each`: never).
 """
@@ -50,8 +51,9 @@ def drawn(count: int, seed: int, difficulty: float, each: int) -> Iterator[tuple
         yield scene, time.process_time() - began
 
 
-def measure(count: int, seed: int, difficulty: float, each: int) -> dict[str, Any]:
-    """The figures that `REQUIREMENTS` speak of, and scores by kind."""
+def measure(count: int, seed: int, difficulty: float, each: int, limit_s: float) -> dict[str, Any]:
+    """The figures that `REQUIREMENTS` speak of, and scores by kind; no new scene is begun after `limit_s` (0: no limit)."""
+    began = time.monotonic()
     generate(seed, MIXTURE, difficulty)
     agent = PDMAgent("oracle", 1)
     expert: dict[str, list[list[float]]] = defaultdict(list)
@@ -71,6 +73,11 @@ def measure(count: int, seed: int, difficulty: float, each: int) -> dict[str, An
         speeds.append(float(scene.ego.velocity[0]))
         bodies.append(len(scene.tracks))
         attempts.append(scene.extra["generator"]["attempt"])
+        if len(seconds) % 100 == 0:
+            print(f"\r{len(seconds)} scenes", end="", file=sys.stderr, flush=True)
+        if limit_s and time.monotonic() - began > limit_s:
+            break
+    print(file=sys.stderr)
     best, plain = np.concatenate(list(expert.values())), np.concatenate(list(constant.values()))
     total = len(best)
     return {
@@ -100,8 +107,9 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=0, help="so many scenes of each kind instead")
     parser.add_argument("--seed", type=int, default=0, help="of the first scene")
     parser.add_argument("--difficulty", type=float, default=0.5, help="0 to 1")
+    parser.add_argument("--seconds", type=float, default=0.0, help="stop after so long; 0 for no limit")
     options = parser.parse_args()
-    figures = measure(options.count, options.seed, options.difficulty, options.each)
+    figures = measure(options.count, options.seed, options.difficulty, options.each, options.seconds)
     held = {name: bool(test(figures)) for name, test in REQUIREMENTS.items()}
     report = {"benchmark": "scenes", "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
               "command": " ".join(["python", "benchmarks/scenes.py", *sys.argv[1:]]), "figures": figures, "held": held}

@@ -15,7 +15,7 @@ from nemo_mtdrive.driving.generator.motion import (
     project,
     tail,
 )
-from nemo_mtdrive.driving.generator.records import BICYCLE, NEVER, Rows, World
+from nemo_mtdrive.driving.generator.records import BICYCLE, NEVER, Row, Rows, World
 from nemo_mtdrive.driving.scene import Array
 
 POLITENESS = 0.25
@@ -35,14 +35,14 @@ SLOW = 0.55
 
 
 @njit(cache=True)
-def shifting(driver: Rows) -> bool:
+def shifting(driver: Row) -> bool:
     """Whether the driver is moving sideways."""
     return (driver.s < driver.shift_start + driver.shift_length
             and abs(driver.offset_to - driver.offset_from) > 1e-6)
 
 
 @njit(cache=True)
-def start_change(world: World, driver: Rows, target: int, x: float, y: float, time: float) -> None:
+def start_change(world: World, driver: Row, target: int, x: float, y: float, time: float) -> None:
     """Put the driver on another line, beside it, and let it move over."""
     s, beside = project(world, target, x, y)
     driver.line, driver.s = target, s
@@ -200,6 +200,6 @@ def pass_aside(world: World, drivers: Rows, own: int, poses: Array, disks: Array
 
 
 @njit(cache=True)
-def _shift(driver: Rows, offset: float, length: float) -> None:
+def _shift(driver: Row, offset: float, length: float) -> None:
     driver.offset_from, driver.offset_to = driver.offset_to, offset
     driver.shift_start, driver.shift_length = driver.s, length

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numba import njit
 
-from nemo_mtdrive.driving.generator.records import NEVER, SPACING, STEP_S, Rows, World
+from nemo_mtdrive.driving.generator.records import NEVER, SPACING, STEP_S, Row, Rows, World
 from nemo_mtdrive.driving.scene import Array
 
 STANDSTILL_GAP = 2.0
@@ -26,7 +26,7 @@ def vertex(world: World, line: int, s: float) -> int:
 
 
 @njit(cache=True)
-def offset_at(driver: Rows, s: float) -> tuple[float, float]:
+def offset_at(driver: Row, s: float) -> tuple[float, float]:
     """Lateral offset at arc length s and its slope."""
     share = (s - driver.shift_start) / driver.shift_length
     if share <= 0.0:
@@ -40,7 +40,7 @@ def offset_at(driver: Rows, s: float) -> tuple[float, float]:
 
 
 @njit(cache=True)
-def pose_of(world: World, driver: Rows) -> tuple[float, float, float]:
+def pose_of(world: World, driver: Row) -> tuple[float, float, float]:
     """x, y, heading of the rear axle."""
     index = vertex(world, driver.line, driver.s)
     share = driver.s / SPACING - (index - world.starts[driver.line])
@@ -71,7 +71,7 @@ def project(world: World, line: int, x: float, y: float) -> tuple[float, float]:
 
 
 @njit(cache=True)
-def free_road(driver: Rows, cap_ahead: float) -> float:
+def free_road(driver: Row, cap_ahead: float) -> float:
     """Acceleration towards the desired speed [m/s^2], and down to `cap_ahead`, the largest speed a moment ahead."""
     free = driver.power * (1.0 - (driver.speed / max(driver.wish, 0.1)) ** EXPONENT)
     free = min(free, (cap_ahead - driver.speed) / 0.6)
@@ -79,7 +79,7 @@ def free_road(driver: Rows, cap_ahead: float) -> float:
 
 
 @njit(cache=True)
-def following(driver: Rows, gap: float, leader_speed: float) -> float:
+def following(driver: Row, gap: float, leader_speed: float) -> float:
     """IDM's interaction term [m/s^2, <= 0] for a leader `gap` m before the bumper.
 
     IDM alone panics when somebody cuts in at a short gap but equal speed; so it never asks for much more than the
@@ -98,19 +98,19 @@ def following(driver: Rows, gap: float, leader_speed: float) -> float:
 
 
 @njit(cache=True)
-def can_stop_within(driver: Rows, gap: float) -> bool:
+def can_stop_within(driver: Row, gap: float) -> bool:
     """Whether braking at 3.3 m/s^2 is enough."""
     return driver.speed**2 / 6.6 <= max(gap, 0.0)
 
 
 @njit(cache=True)
-def nose(driver: Rows) -> float:
+def nose(driver: Row) -> float:
     """Arc length of the front bumper."""
     return driver.s + driver.to_center + 0.5 * driver.length
 
 
 @njit(cache=True)
-def tail(driver: Rows) -> float:
+def tail(driver: Row) -> float:
     """Arc length of the rear bumper."""
     return driver.s + driver.to_center - 0.5 * driver.length
 
@@ -133,7 +133,7 @@ def place_disks(drivers: Rows, poses: Array, disks: Array) -> int:
 
 
 @njit(cache=True)
-def look_ahead(world: World, drivers: Rows, own: int, shape: Rows, poses: Array, disks: Array,
+def look_ahead(world: World, drivers: Rows, own: int, shape: Row, poses: Array, disks: Array,
                reach: float) -> tuple[float, float, int]:
     """The nearest body in the strip that a driver is about to sweep.
 
@@ -182,7 +182,7 @@ def look_ahead(world: World, drivers: Rows, own: int, shape: Rows, poses: Array,
 
 
 @njit(cache=True)
-def advance(driver: Rows, wanted: float, time: float) -> None:
+def advance(driver: Row, wanted: float, time: float) -> None:
     """One step with the wanted acceleration, jerk-limited; what the driver was told overrules it."""
     if time < driver.hold_until:
         driver.speed, driver.acceleration = 0.0, 0.0

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from nemo_mtdrive.driving.generator.motion import STANDSTILL_GAP, can_stop_within, following, nose, tail
-from nemo_mtdrive.driving.generator.records import CONFLICT, NEVER, SPACING, Rows, World
+from nemo_mtdrive.driving.generator.records import CONFLICT, NEVER, SPACING, Row, Rows, World
 from nemo_mtdrive.driving.generator.roads import Route
 from nemo_mtdrive.driving.scene import Array
 
@@ -93,11 +93,11 @@ def _gives_way(one: Route, two: Route, one_at: float, two_at: float) -> bool:
 @njit(cache=True)
 def is_red(world: World, group: int, time: float) -> bool:
     """Whether a group's light is red."""
-    return time < world.green_from[group] or time >= world.green_to[group]
+    return bool(time < world.green_from[group] or time >= world.green_to[group])
 
 
 @njit(cache=True)
-def signal_gap(world: World, driver: Rows, time: float) -> float:
+def signal_gap(world: World, driver: Row, time: float) -> float:
     """Distance to the stop line of a red light that binds the driver, else NEVER."""
     group = world.light[driver.line]
     if group < 0 or not is_red(world, group, time):
@@ -134,7 +134,7 @@ def give_way(world: World, drivers: Rows, own: int, time: float) -> float:
 
 
 @njit(cache=True)
-def _zipper(mine: Rows, other: Rows, mine_from: float, other_from: float, yields: bool) -> float:
+def _zipper(mine: Row, other: Row, mine_from: float, other_from: float, yields: bool) -> float:
     """Follow the car of the other lane as if it were ahead on one's own; who has priority gives way a little only."""
     my_way, other_way = mine_from - nose(mine), other_from - nose(other)
     if my_way < -2.0 or my_way > ZIPPER_M or other_way < -MERGE_SPAN_M or other_way > ZIPPER_M + 20.0:
@@ -153,7 +153,7 @@ def _zipper(mine: Rows, other: Rows, mine_from: float, other_from: float, yields
 
 
 @njit(cache=True)
-def yielding_gap(world: World, mine: Rows, other: Rows, conflict: Rows, time: float) -> float:
+def yielding_gap(world: World, mine: Row, other: Row, conflict: Row, time: float) -> float:
     """How far before its bumper the driver who must give way has to stop, NEVER if it may go."""
     gap = conflict.yields_from - 1.0 - nose(mine)
     if gap < -1.5:
@@ -172,14 +172,14 @@ def yielding_gap(world: World, mine: Rows, other: Rows, conflict: Rows, time: fl
 
 
 @njit(cache=True)
-def _held(world: World, driver: Rows, time: float) -> bool:
+def _held(world: World, driver: Row, time: float) -> bool:
     """Whether a red light keeps the driver out of the crossing."""
     group = world.light[driver.line]
-    return group >= 0 and nose(driver) <= world.stop[driver.line] + 1.0 and is_red(world, group, time)
+    return bool(group >= 0 and nose(driver) <= world.stop[driver.line] + 1.0 and is_red(world, group, time))
 
 
 @njit(cache=True)
-def walker_gap(world: World, walkers: Rows, driver: Rows, time: float) -> float:
+def walker_gap(world: World, walkers: Rows, driver: Row, time: float) -> float:
     """Distance at which the driver must stop for somebody on, or stepping onto, the road; else NEVER."""
     nearest = NEVER
     half = 0.5 * driver.width
@@ -193,7 +193,8 @@ def walker_gap(world: World, walkers: Rows, driver: Rows, time: float) -> float:
         if not walked - half - 0.9 - 2.5 * p.speed < p.walked < walked + half + 0.9:
             continue
         gap = at - 2.6 - nose(driver)
-        if gap > -2.0 and can_stop_within(driver, gap + 1.2):
+        # who looks waits for a car that cannot stop any more; for who does not, everybody brakes as hard as it takes
+        if gap > -2.0 and (can_stop_within(driver, gap + 1.2) or (p.crosses == 2 and gap > 0.0)):
             nearest = min(nearest, max(gap, 0.0))
     return nearest
 

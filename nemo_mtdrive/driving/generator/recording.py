@@ -122,9 +122,9 @@ def _tracks(take: Take) -> tuple[list[Track], dict[str, list[str]]]:
         if shown:
             signals[token] = shown
     for i, walker in enumerate(take.walkers):
-        heading = math.atan2(walker["dy"], walker["dx"])
         walk = take.walks[rows, i]
-        states = np.column_stack([TRACK_TIMES, walk[:, :2], np.full(len(rows), heading), walk[:, 2] * walker["dx"],
+        faces = np.full(len(rows), math.atan2(walker["dy"], walker["dx"]))
+        states = np.column_stack([TRACK_TIMES, walk[:, :2], faces, walk[:, 2] * walker["dx"],
                                   walk[:, 2] * walker["dy"]])
         size = np.array([walker["length"], walker["width"], walker["height"]])
         tracks.append(Track(f"pedestrian{i}", "pedestrian", size, states))

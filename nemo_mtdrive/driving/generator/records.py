@@ -16,6 +16,8 @@ from nemo_mtdrive.driving.scene import Array
 
 Rows = NDArray[Any]
 """A structured array of `DRIVER`, `WALKER` or `CONFLICT`."""
+Row = Any
+"""One record of such an array, its fields by name; numpy has no type that says which fields."""
 
 STEP_S = 0.1
 WARM_UP_S = 4.0
