@@ -56,6 +56,8 @@ def validate(data: Any) -> None:
         raise SceneError(f"history[3]: got {data['history'][-1]}, want [0, 0, 0]: poses are in the ego frame of t = 0")
     if data.get("camera") is not None:
         _camera(data["camera"])
+    if len(set(map(len, data.get("ground", {}).get("heights", ())))) > 1:
+        raise SceneError("ground.heights: got rows of different lengths, want a grid")
 
 
 @cache
@@ -144,6 +146,11 @@ def _arrays(data: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
     if data.get("camera") is not None:
         yield "camera.intrinsics", data["camera"]["intrinsics"], 3
         yield "camera.extrinsics", data["camera"]["extrinsics"], 0
+    if "ground" in data:
+        yield "ground.origin", data["ground"]["origin"], 0
+        yield "ground.step", data["ground"]["step"], 0
+    for i, row in enumerate(data.get("ground", {}).get("heights", ())):
+        yield f"ground.heights[{i}]", row, 0
     for i, case in enumerate(data.get("cases", ())):
         yield f"cases[{i}].trajectory", case["trajectory"], 3
 

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from nemo_mtdrive.driving.camera import render
 from nemo_mtdrive.driving.scene import Array, Ego, Scene, SceneError, SceneMap, Track, Vehicle, to_ego_frame
+from nemo_mtdrive.driving.sources.av2_ground import Ground, read_ground
 from nemo_mtdrive.driving.sources.av2_map import read_map
 from nemo_mtdrive.driving.sources.av2_route import driven_route, lanes_under
 from nemo_mtdrive.driving.sources.lru import LRU, images_kept
@@ -59,6 +61,7 @@ class Log:
     tracks: tuple[tuple[str, str, Array, NDArray[np.int64], Array], ...]
     """(token, type, size [3], frames [m], rows [m, 5] x, y, heading, vx, vy) of each track, in the city frame."""
     map: SceneMap
+    ground: Ground | None
     lanes: tuple[str | None, ...]
     """The lane under the ego at every fifth frame."""
 
@@ -87,9 +90,9 @@ def read_log(folder: Path) -> Log:
     annotated = sorted(folder.glob("annotations*.feather"))
     if not annotated:
         raise SceneError(f"{folder}: no annotations*.feather; only annotated AV2 logs can be used")
-    boxes = pd.read_feather(annotated[0])
+    boxes = _table(annotated[0])
     boxes = boxes[boxes.category != "EGO_VEHICLE"]
-    poses = pd.read_feather(folder / "city_SE3_egovehicle.feather").set_index("timestamp_ns")
+    poses = _table(folder / "city_SE3_egovehicle.feather").set_index("timestamp_ns")
     stamps = np.sort(boxes.timestamp_ns.unique())
     if not np.isin(stamps, poses.index.to_numpy()).all():
         raise SceneError(f"{folder}: annotations at times without an ego pose; is the log whole?")
@@ -99,8 +102,15 @@ def read_log(folder: Path) -> Log:
     heading = np.unwrap(np.arctan2(rotation[:, 1, 0], rotation[:, 0, 0]))
     ego = np.column_stack([position[:, :2], heading, _motion(position[:, :2], heading, times)])
     tracks = _tracks_of(boxes, stamps, rotation, position, times)
-    scene_map = read_map(folder / "map")
-    return Log(folder.name, times, ego, tracks, scene_map, lanes_under(scene_map, ego[::STRIDE, :3]))
+    scene_map, ground = read_map(folder / "map"), read_ground(folder / "map")
+    return Log(folder.name, times, ego, tracks, scene_map, ground, lanes_under(scene_map, ego[::STRIDE, :3]))
+
+
+def _table(file: Path) -> pd.DataFrame:
+    try:
+        return pd.read_feather(file)
+    except (pa.ArrowException, OSError) as error:
+        raise SceneError(f"{file}: not a feather file: {str(error).splitlines()[0]}") from error
 
 
 def read_logs(folders: Sequence[Path]) -> tuple[list[Log], dict[str, str]]:
@@ -197,6 +207,7 @@ def cut(log: Log, frame: int) -> Scene:
         future=future,
         source=f"Argoverse 2 sensor log {log.name}",
         licence=LICENCE,
+        extra={} if log.ground is None else {"ground": log.ground.around(pose[:2])},
     )
 
 
@@ -224,6 +235,9 @@ class AV2Scenes:
             raise SceneError(f"av2 scenes: got pictures of {width} x {height}; set both sides to 1 or more")
         logs, self._skipped = read_logs(find_logs(path))
         windows = [(log, frame) for log in logs for frame in log.windows()]
+        if not windows:
+            raise SceneError(f"{path}: no window in it: its logs are shorter than {HISTORY_FRAMES + FUTURE_FRAMES + 1} "
+                             "frames")
         self._windows = {scene_id(log.name, frame): (log, frame) for log, frame in windows[: count or None]}
         self._size = (width, height)
         self._scenes = LRU(256, self._cut)

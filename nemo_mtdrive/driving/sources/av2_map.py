@@ -17,6 +17,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from nemo_mtdrive.driving.scene import Area, Array, Lane, Roadblock, SceneError, SceneMap
+from nemo_mtdrive.driving.sources.rings import simple_ring
 
 CENTERLINE_STEP_M = 1.0
 _LANE_TYPES = ("VEHICLE", "BUS")
@@ -53,11 +54,18 @@ def _scene_map(data: Mapping[str, Any]) -> SceneMap:
     crossings = [part for part in _parts(shapely.union_all(inside).intersection(drivable)) if part.area > _SMALLEST_M2]
     return SceneMap(
         roadblocks, lanes,
-        intersections=tuple(Area(f"intersection{k}", _ring(part)) for k, part in enumerate(crossings)),
-        carparks=tuple(Area(f"drivable{k}", ring) for k, ring in enumerate(areas)),
-        crosswalks=tuple(Area(f"crosswalk{key}", np.vstack([_points(walk["edge1"]), _points(walk["edge2"])[::-1]]))
+        intersections=tuple(Area(f"intersection{k}", simple_ring(part)) for k, part in enumerate(crossings)),
+        carparks=tuple(Area(f"drivable{k}", simple_ring(shapely.Polygon(ring))) for k, ring in enumerate(areas)),
+        crosswalks=tuple(Area(f"crosswalk{key}", simple_ring(_between(walk["edge1"], walk["edge2"])))
                          for key, walk in data["pedestrian_crossings"].items()),
     )
+
+
+def _between(first: list[Mapping[str, float]], second: list[Mapping[str, float]]) -> shapely.Polygon:
+    """The area between two edges, whichever way the second one runs."""
+    there, back = _points(first), _points(second)
+    crossing = shapely.Polygon(np.vstack([there, back[::-1]]))
+    return crossing if crossing.is_valid else shapely.Polygon(np.vstack([there, back]))
 
 
 def _points(rows: list[Mapping[str, float]]) -> Array:
@@ -79,7 +87,7 @@ def _lane(key: str, segment: Mapping[str, Any], block: str, segments: Mapping[st
     count = max(2, int(np.ceil(max(_length(left), _length(right)) / CENTERLINE_STEP_M)) + 1)
     left, right = _resampled(left, count), _resampled(right, count)
     return Lane(key, "lane_connector" if segment["is_intersection"] else "lane", block,
-                np.vstack([left, right[::-1]]), (left + right) / 2, None,
+                simple_ring(shapely.Polygon(np.vstack([left, right[::-1]]))), (left + right) / 2, None,
                 tuple(str(k) for k in segment["predecessors"] if str(k) in segments),
                 tuple(str(k) for k in segment["successors"] if str(k) in segments))
 
@@ -115,9 +123,8 @@ def _blocks(segments: Mapping[str, Any]) -> dict[str, list[str]]:
 def _roadblock(name: str, members: list[str], segments: Mapping[str, Any], polygons: Mapping[str, Array],
                block_of: Mapping[str, str], drivable: BaseGeometry) -> Roadblock:
     union = shapely.union_all([shapely.Polygon(polygons[key]).buffer(0.01) for key in members]).intersection(drivable)
-    parts = sorted(_parts(union), key=lambda part: -part.area)
-    # a lane wholly off the drivable area keeps its outline with no area
-    ring = _ring(parts[0]) if parts else np.repeat(polygons[members[0]][:1], 3, axis=0)
+    # a lane wholly off the drivable area keeps its id, with no area to speak of
+    ring = simple_ring(shapely.Point(polygons[members[0]][0]) if union.is_empty else union)
 
     def neighbours(direction: str) -> tuple[str, ...]:
         found = (block_of[str(k)] for key in members for k in segments[key][direction] if str(k) in block_of)
@@ -129,7 +136,3 @@ def _roadblock(name: str, members: list[str], segments: Mapping[str, Any], polyg
 
 def _parts(geometry: BaseGeometry) -> list[shapely.Polygon]:
     return [part for part in shapely.get_parts(geometry).tolist() if isinstance(part, shapely.Polygon)]
-
-
-def _ring(polygon: shapely.Polygon) -> Array:
-    return np.asarray(polygon.exterior.coords, dtype=np.float64)[:-1]
