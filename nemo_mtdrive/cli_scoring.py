@@ -27,9 +27,10 @@ def _add_score(commands: argparse._SubParsersAction) -> None:
         commands, "score", "score trajectories by NAVSIM v1: a JSON line a case with scene_id, case, NC, DAC, TTC, EP, C, "
         "DDC, PDMS", _score, "nemo-mtdrive score tests/golden/pdm --perception kinematic > scores.jsonl")
     parser.description = f"{parser.description}" + (
-        ".\nA file that cannot be scored is said in a line on stderr; the others are scored, and the exit code is then 2.")
+        ".\nWhat cannot be scored is said in a line on stderr; the others are scored, and the exit code is then 2.")
     parser.add_argument("scenes", nargs="+", metavar="SCENE",
-                        help="scene file (.json), imported cache (.npz, see import-caches), or a folder of them")
+                        help="scene file (.json), imported cache (.npz, see import-caches), folder of them, or address as "
+                        "av2://DIR")
     parser.add_argument("--perception", choices=("oracle", "kinematic"), default="oracle",
                         help="recorded future, or constant velocity from t = 0 (default: %(default)s)")
     parser.add_argument("--trajectory", metavar="FILE",
@@ -43,11 +44,11 @@ def _score(options: argparse.Namespace) -> int:
     from nemo_mtdrive.pdm.command import find_scenes, score
 
     complaints = Complaints()
-    files = find_scenes(options.scenes)
-    with _progress(len(files), "score", "scenes") as advance:
-        for line in score(files, options.perception, options.trajectory, options.caches, complaints.add, advance):
+    wanted = find_scenes(options.scenes)
+    with _progress(len(wanted), "score", "scenes") as advance:
+        for line in score(wanted, options.perception, options.trajectory, options.caches, complaints.add, advance):
             print(json.dumps(line), flush=True)
-    return complaints.show(len(files))
+    return complaints.show(len(wanted))
 
 
 def _add_import_caches(commands: argparse._SubParsersAction) -> None:
@@ -123,7 +124,7 @@ class Complaints:
         for line in self.lines:
             print(f"nemo-mtdrive: {line}", file=sys.stderr)
         if self.lines and files > 1:
-            print(f"nemo-mtdrive: {len(self.lines)} of {files} files were left out", file=sys.stderr)
+            print(f"nemo-mtdrive: {len(self.lines)} of {files} were left out", file=sys.stderr)
         return WRONG_REQUEST if self.lines else DONE
 
 

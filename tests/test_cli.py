@@ -48,7 +48,7 @@ def test_score_prints_a_json_line_a_case() -> None:
         (("rl", "scenes=av2", "scenes.path=/nowhere"), "scenes.path='/nowhere': no such folder"),
         (("score", "/nowhere.json"), "/nowhere.json"),
         (("score", str(Path(__file__))), "test_cli.py"),
-        (("score", str(Path(__file__).parent)), "no scene files (*.json)"),
+        (("score", str(Path(__file__).parent)), "no scenes (*.json, *.arrow)"),
         (("score", str(GOLDEN), "--trajectory", str(GOLDEN)), "want JSON of 8 x [x, y, heading]"),
         (("score", str(GOLDEN), "--caches", "/nowhere"), "no imported metric caches"),
         (("import-caches", str(GOLDEN), "--out", "/tmp/never"), "set --trust-pickle"),

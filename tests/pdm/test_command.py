@@ -16,10 +16,12 @@ from tests.pdm.conftest import MakeScene, straight_plan
 GOLDEN = Path(__file__).parent.parent / "golden" / "pdm" / "g021_lead.json"
 
 
-def scored(files: list[Path], perception: str = "oracle", trajectory: Path | None = None) -> tuple[list[dict], list[str]]:
+def scored(paths: list[Path | str], perception: str = "oracle",
+           trajectory: Path | None = None) -> tuple[list[dict], list[str]]:
     complaints: list[str] = []
-    lines = list(score(files, perception, None if trajectory is None else str(trajectory), None, complaints.append,
-                       lambda count: None))
+    plan = None if trajectory is None else str(trajectory)
+    wanted = find_scenes([str(path) for path in paths])
+    lines = list(score(wanted, perception, plan, None, complaints.append, lambda count: None))
     return lines, complaints
 
 
@@ -46,11 +48,12 @@ def test_a_bad_file_is_told_and_the_others_are_scored(make_scene: MakeScene, tmp
     plain, broken = tmp_path / "plain.json", tmp_path / "broken.json"
     save_scene(make_scene(), plain)
     broken.write_text("{")
-    lines, complaints = scored([plain, broken, GOLDEN, tmp_path / "none.json"])
+    (tmp_path / "other.json").write_text("[]")
+    lines, complaints = scored([plain, broken, GOLDEN, tmp_path / "other.json"])
     assert {line["scene_id"] for line in lines} == {"g021_lead"}
     assert len(complaints) == 3
     assert complaints[0].endswith("plain.json: the scene has no cases, set --trajectory FILE")
-    assert "broken.json" in complaints[1] and "none.json" in complaints[2]
+    assert "broken.json" in complaints[1] and "other.json" in complaints[2]
 
 
 def test_a_bad_trajectory_stops_at_once(tmp_path: Path) -> None:
@@ -61,13 +64,21 @@ def test_a_bad_trajectory_stops_at_once(tmp_path: Path) -> None:
 
 
 def test_folders_are_their_scenes(tmp_path: Path) -> None:
-    with pytest.raises(SceneError, match="no scene files"):
+    with pytest.raises(SceneError, match="no scenes"):
         find_scenes([str(tmp_path)])
     for name in ("b.json", "a.json", ".hidden.json", "note.txt", "c.npz"):
         (tmp_path / name).write_text("")
-    assert find_scenes([str(GOLDEN), str(tmp_path)]) == [GOLDEN, *(tmp_path / n for n in ("a.json", "b.json", "c.npz"))]
+    wanted = [GOLDEN, *(tmp_path / name for name in ("a.json", "b.json", "c.npz"))]
+    assert [item.name for item in find_scenes([str(GOLDEN), str(tmp_path)])] == [str(path) for path in wanted]
     with pytest.raises(FileNotFoundError):
         find_scenes([str(tmp_path / "nowhere")])
+
+
+def test_an_address_is_all_its_scenes(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(straight_plan(6.2).tolist()))
+    lines, complaints = scored(["procedural://?count=2&seed=40"], trajectory=plan)
+    assert [line["scene_id"] for line in lines] == ["p0000040", "p0000041"] and complaints == []
 
 
 def test_caches_are_imported_once_and_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +97,7 @@ def test_caches_are_imported_once_and_scored(tmp_path: Path, capsys: pytest.Capt
         assert main([*request, "--trust-pickle"]) == 2
         said = capsys.readouterr()
         assert json.loads(said.out) == {"imported": 2, "refused": 1, "out": str(tmp_path / "caches")}
-        assert "bad/metric_cache.pkl: not a whole NAVSIM metric cache" in said.err and "1 of 3 files" in said.err
+        assert "bad/metric_cache.pkl: not a whole NAVSIM metric cache" in said.err and "1 of 3 were left out" in said.err
         written.append([file.stat().st_mtime_ns for file in sorted((tmp_path / "caches").iterdir())])
     assert len(written[0]) == 2 and written[0] == written[1]
 
