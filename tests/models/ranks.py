@@ -119,7 +119,7 @@ def scoring(model: Qwen25VLModel, _: Path) -> Found:
             (scores.logprobs * upstream[0] + scores.entropy * upstream[1]).sum().backward()
         dist.all_reduce(mine[0].grad, group=parallel_state.get_tensor_model_parallel_group())
         found[name] = {
-            "largest": largest.elements / mine[1].numel(),
+            "largest": largest.elements / max(mine[0].numel(), mine[1].numel()),
             "products": largest.products,
             "logprobs": (scores.logprobs - logprobs).abs().max().item(),
             "entropy": (scores.entropy - entropy).abs().max().item(),
@@ -205,11 +205,11 @@ def options(model: Qwen25VLModel, _: Path) -> Found:
     expected = gradients(model)
     found: Found = {}
     for recompute in ("selective", "full"):
-        recomputed = gradients(new_model(recompute=recompute))
+        recomputed = gradients(new_model(sequence_parallel=model.config.sequence_parallel, recompute=recompute))
         found[recompute] = all(torch.equal(tensor, expected[name]) for name, tensor in recomputed.items())
     tower = ("visual.patch", "visual.blocks", "visual.merger.ln_q")
     for part, prefixes in (("vision", tower), ("projector", ("visual.merger.mlp",))):
-        frozen = new_model(**{f"freeze_{part}": True})
+        frozen = new_model(sequence_parallel=model.config.sequence_parallel, **{f"freeze_{part}": True})
         learned = gradients(frozen)
         kept = [name for name in learned if name.startswith(prefixes)]
         steps(frozen, batches, 1)

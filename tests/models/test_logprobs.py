@@ -14,13 +14,13 @@ GRIDS = pytest.mark.parametrize("grid", ["tensor", "data"])
 def test_equals_dense_torch(found: dict[str, Any], grid: str, blocks: str) -> None:
     """Blocks that are kept, and many that are computed again in the backward pass."""
     scoring = found[grid]["scoring"][blocks]
-    assert scoring["logprobs"] <= 4e-6 and scoring["entropy"] <= 2e-6  # logits reach 30: a float32 step there is 2e-6
+    assert scoring["logprobs"] <= 2e-6 and scoring["entropy"] <= 1e-6  # log-probs reach 10: a float32 step there is 1e-6
     assert scoring["hidden"] <= 1e-6 and scoring["weight"] <= 1e-6
 
 
 @GRIDS
 def test_equals_nemo_aligner(found: dict[str, Any], grid: str) -> None:
-    assert found[grid]["scoring"]["aligner"] <= 4e-6
+    assert found[grid]["scoring"]["aligner"] <= 2e-6
 
 
 @GRIDS
@@ -48,8 +48,8 @@ def test_padding_and_other_rows_do_not_matter(found: dict[str, Any]) -> None:
 
 @GRIDS
 def test_whole_logits_are_never_in_memory(found: dict[str, Any], grid: str) -> None:
-    """70 tokens in blocks of 5: nothing is larger than the weight (8 rows' worth of logits), forward or backward."""
+    """70 tokens in blocks of 5: nothing is larger than what came in (8 wide), forward or backward."""
     blocks, one_block = found[grid]["scoring"]["blocks"], found[grid]["scoring"]["one_block"]
     assert blocks["largest"] == 1.0
-    assert one_block["largest"] == 70 / 8
+    assert one_block["largest"] > 5
     assert (blocks["products"], one_block["products"]) == (4 * 14, 3)  # project, project again, two gradients
