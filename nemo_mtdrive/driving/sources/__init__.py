@@ -14,6 +14,7 @@ from nemo_mtdrive.driving.scene import Scene, SceneError
 from nemo_mtdrive.driving.sources.address import Address, parse_address
 from nemo_mtdrive.driving.sources.av2 import AV2Scenes
 from nemo_mtdrive.driving.sources.files import SceneFiles
+from nemo_mtdrive.driving.sources.navsim import NavsimScenes
 from nemo_mtdrive.driving.sources.procedural import ProceduralScenes
 from nemo_mtdrive.driving.sources.shards import SHARDS, SceneShards
 
@@ -99,4 +100,21 @@ def _av2(at: Address, width: int, height: int) -> SceneSource:
     return AV2Scenes(at.path, at.number("count", 0), *((width, height) if width else DRAWN_SIZE))
 
 
-SOURCES: dict[str, Callable[[Address, int, int], SceneSource]] = {"procedural": _procedural, "files": _files, "av2": _av2}
+def _navsim(at: Address, width: int, height: int) -> SceneSource:
+    at.only("split", "count", "tokens", "logs", "width", "height")
+    return NavsimScenes(at.path, at.parameters.get("split", "mini"), at.number("count", 0), width, height,
+                        tokens=_names(at, "tokens"), logs=_names(at, "logs"))
+
+
+def _names(at: Address, parameter: str) -> list[str] | None:
+    """The names in the file that a parameter names, one a line."""
+    if parameter not in at.parameters:
+        return None
+    file = Path(at.parameters[parameter])
+    if not file.is_file():
+        raise SceneError(f"{at}: {parameter}={file}: no such file; set it to a file with a name a line")
+    return file.read_text().split()
+
+
+SOURCES: dict[str, Callable[[Address, int, int], SceneSource]] = {
+    "procedural": _procedural, "files": _files, "av2": _av2, "navsim": _navsim}
