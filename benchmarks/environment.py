@@ -146,7 +146,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--workers", type=int, default=available_cpus(), help="scoring processes (default: the CPUs)")
-    parser.add_argument("--scenes", type=Path, help="folder of generated scenes, filled if it is empty (default: a temporary one)")
+    parser.add_argument("--scenes", type=Path, help="of generated scenes; filled if empty (default: a temporary folder)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         scenes = arguments.scenes or Path(temporary)
