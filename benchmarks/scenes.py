@@ -1,131 +1,112 @@
-"""What generated scenes are worth: how the expert and the constant-velocity driver score, kinds, commands, speed.
+"""How fast scenes are made, how small a set is, and what opening 100,000 scenes costs.
 
-    python benchmarks/scenes.py [--json] [--count 1000 --seed 0 --difficulty 0.5 --each 0 --seconds 0]
-
-Scores are the PDM score with the recorded future (oracle). `--each N` draws N scenes of each kind instead of the mixture;
-`--seconds S` stops after about S seconds and reports the scenes up to there (`count` says how many).
-Generation is timed in CPU seconds, rejected attempts included, without pictures; compiling is not counted. The exit code is
-1 where a line of `REQUIREMENTS` does not hold (with `--each`: never).
+    python benchmarks/scenes.py --json
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
+import subprocess
 import sys
+import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
-import numpy as np
+from nemo_mtdrive.driving.camera import render
+from nemo_mtdrive.driving.generator import MIXTURE, generate
+from nemo_mtdrive.driving.packed import unpack
+from nemo_mtdrive.driving.scene import scene_from_valid, scene_to_json
+from nemo_mtdrive.driving.schema import validate
+from nemo_mtdrive.driving.sources.shards import pack_scene, shard_file, write_index, write_shard
 
-from nemo_mtdrive.driving.generator import COMMAND_SHARES, MIXTURE, generate
-from nemo_mtdrive.driving.scene import Scene, scene_to_json
-from nemo_mtdrive.driving.trajectory import constant_velocity
-from nemo_mtdrive.pdm.agent import PDMAgent
-
-PARTS = ("NC", "DAC", "TTC", "EP", "C", "PDMS")
-REQUIREMENTS = {
-    "expert PDMS >= 0.93": lambda r: r["expert"]["PDMS"] >= 0.93,
-    "expert NC = DAC = 1 in >= 99%": lambda r: r["expert_clean"] >= 0.99,
-    "constant velocity PDMS <= 0.65": lambda r: r["constant_velocity"]["PDMS"] <= 0.65,
-    "constant velocity fails NC, DAC, TTC in >= 8% each": lambda r: min(r["constant_velocity_fails"].values()) >= 0.08,
-    "each kind >= 2%": lambda r: len(r["kinds"]) == len(MIXTURE) and min(r["kinds"].values()) >= 0.02,
-    "commands within 2% of the shares": lambda r: all(
-        abs(r["commands"].get(name, 0.0) - share) <= 0.02 for name, share in COMMAND_SHARES.items()),
-    "no two scenes equal": lambda r: r["different_scenes"] == r["count"],
-    "<= 100 ms CPU a scene": lambda r: r["cpu_ms_a_scene"] <= 100.0,
-}
+SCENES_A_SHARD = 1000
 
 
-def drawn(count: int, seed: int, difficulty: float, each: int) -> Iterator[tuple[Scene, float]]:
-    """Scenes with the CPU seconds that each took."""
-    kinds = [{kind: 1.0} for kind in MIXTURE for _ in range(each)] if each else [dict(MIXTURE)] * count
-    for number, mixture in enumerate(kinds):
-        began = time.process_time()
-        scene = generate(seed + number, mixture, difficulty)
-        yield scene, time.process_time() - began
+def cpu_ms(work: list) -> float:
+    """Mean CPU milliseconds of the calls."""
+    start = time.process_time()
+    for call in work:
+        call()
+    return round(1e3 * (time.process_time() - start) / len(work), 3)
 
 
-def measure(count: int, seed: int, difficulty: float, each: int, limit_s: float) -> dict[str, Any]:
-    """The figures that `REQUIREMENTS` speak of, and scores by kind; no new scene is begun after `limit_s` (0: no limit)."""
-    began = time.monotonic()
-    generate(seed, MIXTURE, difficulty)
-    agent = PDMAgent("oracle", 1)
-    expert: dict[str, list[list[float]]] = defaultdict(list)
-    constant: dict[str, list[list[float]]] = defaultdict(list)
-    commands: Counter[str] = Counter()
-    prints, seconds, speeds, bodies, attempts = set(), [], [], [], []
-    for scene, took in drawn(count, seed, difficulty, each):
-        assert scene.future is not None and scene.command is not None
-        reviews = agent.review(scene, np.stack([scene.future, constant_velocity(scene)]))
-        expert[scene.kind].append([reviews[0].scores[name] for name in PARTS])
-        constant[scene.kind].append([reviews[1].scores[name] for name in PARTS])
-        commands[scene.command] += 1
-        data = scene_to_json(scene)
-        text = json.dumps({name: value for name, value in data.items() if name not in ("scene_id", "generator")})
-        prints.add(hashlib.blake2b(text.encode(), digest_size=16).digest())
-        seconds.append(took)
-        speeds.append(float(scene.ego.velocity[0]))
-        bodies.append(len(scene.tracks))
-        attempts.append(scene.extra["generator"]["attempt"])
-        if len(seconds) % 100 == 0:
-            print(f"\r{len(seconds)} scenes", end="", file=sys.stderr, flush=True)
-        if limit_s and time.monotonic() - began > limit_s:
-            break
-    print(file=sys.stderr)
-    best, plain = np.concatenate(list(expert.values())), np.concatenate(list(constant.values()))
-    total = len(best)
-    return {
-        "count": total,
-        "expert": dict(zip(PARTS, best.mean(0).round(4).tolist(), strict=True)),
-        "expert_clean": float((best[:, :2] == 1.0).all(1).mean()),
-        "constant_velocity": dict(zip(PARTS, plain.mean(0).round(4).tolist(), strict=True)),
-        "constant_velocity_fails": {name: float((plain[:, k] < 1.0).mean()) for k, name in enumerate(PARTS[:3])},
-        "kinds": {kind: len(rows) / total for kind, rows in sorted(expert.items())},
-        "commands": {name: number / total for name, number in sorted(commands.items())},
-        "different_scenes": len(prints),
-        "cpu_ms_a_scene": 1000.0 * float(np.mean(seconds)),
-        "attempts_a_scene": float(np.mean(attempts)),
-        "speed_mps": np.percentile(speeds, [0, 10, 50, 90, 100]).round(1).tolist(),
-        "tracks": np.percentile(bodies, [0, 10, 50, 90, 100]).tolist(),
-        "by_kind": {kind: {"expert": np.mean(rows, axis=0).round(3).tolist(),
-                           "constant_velocity": np.mean(constant[kind], axis=0).round(3).tolist()}
-                    for kind, rows in sorted(expert.items())},
-    }
+def one_scene(count: int, width: int, height: int) -> dict[str, float]:
+    """CPU ms and bytes of one scene, on average over `count`."""
+    generate(0, MIXTURE)
+    scenes = []
+    figures = {"generate_cpu_ms": cpu_ms([lambda k=k: scenes.append(generate(k, MIXTURE)) for k in range(count)])}
+    render(scenes[0], width, height)
+    figures["render_cpu_ms"] = cpu_ms([lambda s=s: render(s, width, height) for s in scenes])
+    plain = [scene_to_json(scene) for scene in scenes]
+    texts = [json.dumps(data, separators=(",", ":")) for data in plain]
+    validate(plain[0])
+    figures["validate_cpu_ms"] = cpu_ms([lambda d=d: validate(d) for d in plain])
+    rows = [pack_scene(scene, None) for scene in scenes]
+    figures["load_packed_cpu_ms"] = cpu_ms([lambda r=r: scene_from_valid(unpack(r.scene)) for r in rows])
+    figures["load_json_cpu_ms"] = cpu_ms([lambda t=t: scene_from_valid(json.loads(t)) for t in texts])
+    figures["json_bytes"] = sum(map(len, texts)) / count
+    figures["packed_bytes"] = sum(len(row.scene) for row in rows) / count
+    return figures
 
 
-def main() -> int:
-    """Measure and print; 1 where a requirement does not hold."""
+def written(count: int, workers: int, images: bool, width: int, height: int) -> float:
+    """Scenes a second of wall time that `scenes generate --format shards` writes, its start included."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "nemo_mtdrive.cli", "scenes", "generate", "--count", str(count), "--out", folder,
+                   "--format", "shards", "--shard-size", "20", "--workers", str(workers), "--width", str(width),
+                   "--height", str(height)]
+        start = time.monotonic()
+        subprocess.run(command if images else [*command, "--no-images"], check=True, capture_output=True)
+        return round(count / (time.monotonic() - start), 2)
+
+
+def opening(folder: Path, count: int) -> dict[str, float]:
+    """Open a set of `count` scenes (renamed copies of one) and read one of them; time and memory of this process."""
+    row = pack_scene(generate(1, MIXTURE), None)
+    for number in range(count // SCENES_A_SHARD):
+        first = number * SCENES_A_SHARD
+        write_shard(folder / shard_file(number), [row._replace(scene_id=f"c{first + k:07d}") for k in range(SCENES_A_SHARD)])
+    write_index(folder)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    probe = ("import resource, sys, time\nfrom nemo_mtdrive.driving.sources import open_scenes\n"
+             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nt = time.perf_counter()\n"
+             "s = open_scenes(sys.argv[1]); n = len(s.ids()); a = time.perf_counter() - t\n"
+             "t = time.perf_counter(); s.load(s.ids()[n // 2]); b = time.perf_counter() - t\n"
+             "print(n, a, b, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)")
+    answer = subprocess.run([sys.executable, "-c", probe, f"files://{folder}"], check=True, capture_output=True, text=True)
+    scenes, open_s, one_s, memory = answer.stdout.split()
+    return {"scenes": int(scenes), "set_mb": round(size / 2**20, 1), "open_s": round(float(open_s), 3),
+            "one_scene_s": round(float(one_s), 4), "memory_mb": round(float(memory), 1)}
+
+
+def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
-    parser.add_argument("--count", type=int, default=1000, help="scenes of the mixture")
-    parser.add_argument("--each", type=int, default=0, help="so many scenes of each kind instead")
-    parser.add_argument("--seed", type=int, default=0, help="of the first scene")
-    parser.add_argument("--difficulty", type=float, default=0.5, help="0 to 1")
-    parser.add_argument("--seconds", type=float, default=0.0, help="stop after so long; 0 for no limit")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout (it is always that)")
+    parser.add_argument("--scenes", type=int, default=60)
+    parser.add_argument("--set", type=int, default=100_000, help="scenes of the set that is opened")
+    parser.add_argument("--width", type=int, default=1920)
+    parser.add_argument("--height", type=int, default=1080)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--no-write", action="store_true", help="skip the wall-clock speed of writing")
     options = parser.parse_args()
-    figures = measure(options.count, options.seed, options.difficulty, options.each, options.seconds)
-    held = {name: bool(test(figures)) for name, test in REQUIREMENTS.items()}
-    report = {"benchmark": "scenes", "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-              "command": " ".join(["python", "benchmarks/scenes.py", *sys.argv[1:]]), "figures": figures, "held": held}
-    if options.json:
-        print(json.dumps(report))
-    else:
-        for kind, scores in figures.pop("by_kind").items():
-            print(f"{kind:28s} {figures['kinds'][kind]:6.3f}  expert " + " ".join(f"{v:.2f}" for v in scores["expert"])
-                  + "   constant velocity " + " ".join(f"{v:.2f}" for v in scores["constant_velocity"]))
-        for name, value in figures.items():
-            if name != "kinds":
-                print(f"{name}: {value}")
-        for name, ok in held.items():
-            print(f"{'held    ' if ok else 'NOT HELD'} {name}")
-    return 0 if options.each or all(held.values()) else 1
+    figures: dict[str, object] = {"one_scene": one_scene(options.scenes, options.width, options.height)}
+    if not options.no_write:
+        figures["written_per_s"] = {name: written(4 * options.scenes, options.workers, images, options.width, options.height)
+                                    for name, images in (("without_camera", False), ("with_camera", True))}
+    with tempfile.TemporaryDirectory() as folder:
+        figures["opening"] = opening(Path(folder), options.set)
+    one = figures["one_scene"]
+    print(json.dumps({
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}",
+        "command": " ".join(["python", *sys.argv]), "figures": figures,
+        "peers": {"one JSON file a scene": {"bytes": one["json_bytes"], "load_cpu_ms": one["load_json_cpu_ms"]}},
+        "ratios": {"bytes": round(one["json_bytes"] / one["packed_bytes"], 2),
+                   "load_cpu": round(one["load_json_cpu_ms"] / one["load_packed_cpu_ms"], 2)}}))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
