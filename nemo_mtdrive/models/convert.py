@@ -5,9 +5,10 @@ Both directions follow `parameters.rules`. The output is written beside its plac
 
 from __future__ import annotations
 
-import copy
+import json
 import shutil
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,17 +125,18 @@ def check_split(config: Qwen2_5_VLConfig, tensor_size: int, pipeline_size: int,
 
 def hf_shapes(config: Qwen2_5_VLConfig, mapped: Iterable[Rule]) -> Iterable[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every HF tensor, in the order of the rules."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in _skeleton(config).items()}
+    shapes = _skeleton(config.to_json_string(use_diff=False))
     return [(name, shapes[name]) for rule in mapped for name in rule.hf]
 
 
-def _skeleton(config: Qwen2_5_VLConfig) -> dict[str, Tensor]:
-    """HF's own parameters on the meta device."""
+@lru_cache(maxsize=4)
+def _skeleton(config: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of HF's own parameters, from its model on the meta device."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    own = copy.deepcopy(config)  # the model writes into its configuration
     with torch.device("meta"):
-        return dict(Qwen2_5_VLForConditionalGeneration(own).named_parameters())
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(json.loads(config)))
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def _merged(rule: Rule, whole: Tensor, planned: list[tuple[str, tuple[int, ...]]]) -> list[Tensor]:
