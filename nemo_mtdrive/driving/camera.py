@@ -106,7 +106,7 @@ def render(scene: Scene, width: int, height: int, camera: str = "front") -> NDAr
     canvas = Canvas(camera_of(camera, width * factor, height * factor), atmosphere_of(scene), Terrain(scene),
                     float(scene.ego.rear_axle_pose[2]), base_colour(land), seed)
     view = View(canvas, scene)
-    paint_ground(view, scene)
+    paint_ground(view, scene, land)
     items, shade = gather(view, scene, land)
     shade()
     canvas.light_ground()

@@ -93,9 +93,12 @@ class Atmosphere:
     def shaded(self, colour: Colour, distance: float, light: float = 0.5, beam: float = 0.0) -> Colour:
         """One colour of `surface`."""
         clear = math.exp(-distance / self.haze_m)
-        red, green, blue = (int(min(c * (a + s * light + beam), 255.0) * clear + h * (1.0 - clear)) for c, a, s, h in
-                            zip(colour, self.ambient, self.sun, self.low, strict=True))
-        return red, green, blue
+        haze = 1.0 - clear
+        (red, green, blue), ambient, sun, low = colour, self.ambient, self.sun, self.low
+        # written out: it runs some hundred times a picture
+        return (int(min(red * (ambient[0] + sun[0] * light + beam), 255.0) * clear + low[0] * haze),
+                int(min(green * (ambient[1] + sun[1] * light + beam), 255.0) * clear + low[1] * haze),
+                int(min(blue * (ambient[2] + sun[2] * light + beam), 255.0) * clear + low[2] * haze))
 
     def emitted(self, colour: Colour, distance: float) -> Colour:
         """A lamp's colour: the haze takes far less of it than of a lit surface."""

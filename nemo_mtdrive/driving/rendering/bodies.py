@@ -19,7 +19,7 @@ from nemo_mtdrive.driving.rendering.scenery import Scenery, scenery
 from nemo_mtdrive.driving.rendering.signals import masts, paint_mast
 from nemo_mtdrive.driving.rendering.solid import Pose
 from nemo_mtdrive.driving.rendering.things import paint_thing
-from nemo_mtdrive.driving.rendering.vehicles import lights_of, look_seed, paint_vehicle
+from nemo_mtdrive.driving.rendering.vehicles import LightBoard, look_seed, paint_vehicle
 from nemo_mtdrive.driving.rendering.view import View
 from nemo_mtdrive.driving.scene import Array, Scene, Track, to_ego_frame
 from nemo_mtdrive.driving.trajectory import box_corners
@@ -43,6 +43,7 @@ def gather(view: View, scene: Scene, land: Land) -> tuple[list[Item], Callable[[
     for mast in masts(view, scene, land):
         place = mast.foot if mast.arm is None else np.mean([head.middle for head in mast.heads], axis=0)
         items.append(Item(spot(place), partial(paint_mast, canvas, mast)))
+    board = LightBoard(scene, canvas.air.lamps_on)
     boxes: list[tuple[Array, float, bool]] = []
     for track in scene.tracks:
         rows = np.flatnonzero(np.abs(track.states[:, 0]) < 1e-6)
@@ -56,7 +57,7 @@ def gather(view: View, scene: Scene, land: Land) -> tuple[list[Item], Callable[[
         corners = box_corners(np.array([[x, y, heading]]), length, width, 0.0)[0]
         # footprints run counter-clockwise
         area = np.cross(corners[1] - corners[0], corners[2] - corners[0])
-        items.append(Item(corners if area > 0 else corners[::-1], _painter(canvas, scene, track, (x, y, heading),
+        items.append(Item(corners if area > 0 else corners[::-1], _painter(canvas, board, track, (x, y, heading),
                                                                            track.states[rows[0]])))
         boxes.append((corners, float(track.size[2]), track.type not in ("pedestrian", "bicycle")))
     return items, partial(_shade, canvas, boxes, beside)
@@ -69,12 +70,11 @@ def paint_items(canvas: Canvas, items: list[Item]) -> None:
             items[index].paint()
 
 
-def _painter(canvas: Canvas, scene: Scene, track: Track, pose: Pose, state: Array) -> Callable[[], None]:
+def _painter(canvas: Canvas, board: LightBoard, track: Track, pose: Pose, state: Array) -> Callable[[], None]:
     seed = look_seed(track)
     speed = math.hypot(state[4], state[5])
     if track.type == "vehicle":
-        lights = lights_of(scene, track, canvas.air.lamps_on)
-        return partial(paint_vehicle, canvas, pose, track.size, track.token, seed, lights)
+        return partial(paint_vehicle, canvas, pose, track.size, track.token, seed, board.lights(track))
     if track.type == "pedestrian":
         return partial(paint_pedestrian, canvas, pose, track.size, speed, seed)
     if track.type == "bicycle":

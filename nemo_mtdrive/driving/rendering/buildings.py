@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 
 from nemo_mtdrive.driving.rendering.canvas import Canvas, Colour
+from nemo_mtdrive.driving.rendering.chance import Draws
 from nemo_mtdrive.driving.scene import Array
 
 WALLS: tuple[Colour, ...] = ((182, 150, 122), (158, 98, 76), (204, 196, 180), (148, 152, 156), (190, 172, 138),
@@ -29,6 +31,31 @@ class Building:
     height: float
     gabled: bool
     seed: int
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _panes(face: Array, columns: tuple[int, float, float], rows: tuple[int, int, float, float]) -> Array:
+    """Quadrilaterals [k, 4, 3] on an upright face [4, 3], row by row.
+
+    Args:
+        columns: how many, and the share of a column's width where a pane begins and ends.
+        rows: the first, the one behind the last (also their number over the height), and where in a row a pane begins
+            and ends.
+    """
+    bays, left, right = columns
+    first, last, low, high = rows
+    rise = face[3, 2] - face[0, 2]
+    tiles = np.empty((max(last - first, 0) * bays, 4, 3))
+    for row in range(first, last):
+        bottom, top = face[0, 2] + (row + low) / last * rise, face[0, 2] + (row + high) / last * rise
+        for bay in range(bays):
+            tile = tiles[(row - first) * bays + bay]
+            for corner in range(4):
+                share = (bay + (left if corner == 0 or corner == 3 else right)) / bays
+                for axis in range(2):
+                    tile[corner, axis] = face[0, axis] + share * (face[1, axis] - face[0, axis])
+                tile[corner, 2] = bottom if corner < 2 else top
+    return tiles
 
 
 class _Faces:
@@ -93,23 +120,13 @@ def _windows(faces: _Faces, building: Building, face: Array, light: float, stree
     width, rise = math.hypot(across[0], across[1]), float(face[3, 2] - low[2])
     floors, bays = max(1, int(rise / FLOOR_M)), max(1, int(width / BAY_M))
     shop = street and not building.gabled
-    rows = np.arange(1 if shop else 0, floors)
-    up = ((rows[:, None] + np.array([0.32, 0.8])) / floors)
-    if canvas.pixels_per_metre(low + 0.5 * across) * FLOOR_M < FLOOR_PX:
-        ends = np.repeat(np.array([[0.06, 0.94]]), len(rows), axis=0)
-        lit = np.zeros(len(rows), dtype=bool)
-    else:
-        spread = (0.24, 0.76) if building.seed % 2 else (0.16, 0.84)
-        ends = np.tile((np.arange(bays)[:, None] + np.array(spread)) / bays, (len(rows), 1))
-        up = np.repeat(up, bays, axis=0)
-        lit = np.zeros(len(ends), dtype=bool)
-        if canvas.air.time_of_day != "day":
-            lit = np.random.default_rng(building.seed).random(len(ends)) < 0.35
-    tiles = np.empty((len(ends), 4, 3))
-    tiles[:, [0, 3]] = (low + ends[:, :1] * across)[:, None]
-    tiles[:, [1, 2]] = (low + ends[:, 1:] * across)[:, None]
-    tiles[:, :2, 2] += up[:, :1] * rise
-    tiles[:, 2:, 2] += up[:, 1:] * rise
+    first = 1 if shop else 0
+    banded = canvas.pixels_per_metre(low + 0.5 * across) * FLOOR_M < FLOOR_PX
+    spread = (0.06, 0.94) if banded else (0.24, 0.76) if building.seed % 2 else (0.16, 0.84)
+    tiles = _panes(face, (1 if banded else bays, *spread), (first, floors, 0.32, 0.8))
+    lit = np.zeros(len(tiles), dtype=bool)
+    if canvas.air.time_of_day != "day" and not banded:
+        lit = Draws(building.seed).uniform(0.0, 1.0, len(tiles)) < 0.35
     faces.tiles(tiles[~lit], canvas.air.shaded(PANE, distance, 0.4 + 0.5 * light))
     if lit.any():
         faces.tiles(tiles[lit], canvas.air.emitted(LIT, distance))
@@ -121,12 +138,8 @@ def _shop(faces: _Faces, building: Building, face: Array, rise: float, light: fl
     """Glass along the ground floor under a coloured board."""
     across = face[1] - face[0]
     panes = max(1, int(math.hypot(across[0], across[1]) / 4.0))
-    ends = (np.arange(panes)[:, None] + np.array([0.06, 0.94])) / panes
-    tiles = np.empty((panes, 4, 3))
-    tiles[:, [0, 3]] = (face[0] + ends[:, :1] * across)[:, None]
-    tiles[:, [1, 2]] = (face[0] + ends[:, 1:] * across)[:, None]
-    tiles[:, :2, 2] += 0.16 * rise
-    tiles[:, 2:, 2] += 0.68 * rise
+    floors = max(1, round(float(face[3, 2] - face[0, 2]) / rise))
+    tiles = _panes(face, (panes, 0.06, 0.94), (0, 1, 0.16 / floors, 0.68 / floors))
     air = faces.canvas.air
     faces.tiles(tiles, air.emitted((236, 206, 150), faces.distance) if air.lamps_on
                 else air.shaded((70, 84, 96), faces.distance, light))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nemo_mtdrive.driving.rendering.atmosphere import Atmosphere
 from nemo_mtdrive.driving.rendering.backdrop import UNIT, Backdrop, Pinhole, backdrop
-from nemo_mtdrive.driving.rendering.projection import NEAR_M, SHIFT, WIDE, project_faces
+from nemo_mtdrive.driving.rendering.projection import NEAR_M, SHIFT, WIDE, project_disks, project_faces
 from nemo_mtdrive.driving.rendering.terrain import Terrain
 from nemo_mtdrive.driving.scene import Array, Camera
 
@@ -147,15 +147,12 @@ class Canvas:
             corners = self.terrain.lifted(corners)
         self.paint_faces(corners, np.arange(0, len(corners), 4), np.full(len(tiles), 4), [colour] * len(tiles))
 
-    def disks(self, centres: Array, radii: Array, colours: list[Colour]) -> None:
+    def disks(self, centres: Array, radii: Array, colours: Sequence[Colour]) -> None:
         """Fill disks that face the camera, one over the other: centres [n, 3], radii [n] m."""
-        seen = self._seen(centres)
-        for (x, y, depth), radius, colour in zip(seen.tolist(), radii.tolist(), colours, strict=True):
-            if depth >= NEAR_M and abs(x) <= WIDE * depth and abs(y) <= WIDE * depth:
-                scale = self.focal / depth
-                centre = (round((x * scale + self.centre[0]) * _UNIT), round((y * scale + self.centre[1]) * _UNIT))
-                size = max(round(radius * scale * _UNIT), _UNIT // 2)
-                cv2.circle(self.image, centre, size, colour, -1, cv2.LINE_AA, SHIFT)
+        circles = project_disks(centres, radii, self.position, self.rotation, self._pinhole).tolist()
+        for (across, down, size), colour in zip(circles, colours, strict=True):
+            if size:
+                cv2.circle(self.image, (across, down), size, colour, -1, cv2.LINE_AA, SHIFT)
 
     def capsules(self, ends: Array, radii: Array, colours: list[Colour]) -> None:
         """Fill rounded limbs: ends [n, 2, 3], radii [n, 2] m at either end, one over the other."""

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 
 from nemo_mtdrive.driving.rendering.canvas import Colour
+from nemo_mtdrive.driving.rendering.chance import Draws
 from nemo_mtdrive.driving.rendering.land import Land
 from nemo_mtdrive.driving.rendering.markings import WHITE, paint_markings
 from nemo_mtdrive.driving.rendering.view import View, arc_length, dense, normals, points_at, stripe
@@ -19,13 +20,14 @@ PATCHES: tuple[Colour, ...] = ((74, 75, 78), (96, 97, 99))
 IRON: Colour = (62, 60, 58)
 PAVEMENT: Colour = (170, 166, 158)
 KERB: Colour = (206, 202, 194)
-PAVEMENT_M, KERB_M = 2.6, 0.2
+PAVEMENT_M = {"city": 6.0, "suburb": 2.6, "country": 1.2}
+KERB_M = 0.2
 TYRES_M = 0.85
 WEAR_UP_TO_M = 70.0
 _RING = np.array([[math.cos(k * math.pi / 8), math.sin(k * math.pi / 8)] for k in range(16)])
 
 
-GRASS: dict[str, Colour] = {"city": (150, 148, 140), "suburb": (104, 128, 74), "country": (118, 128, 76)}
+GRASS: dict[str, Colour] = {"city": (112, 124, 92), "suburb": (104, 128, 74), "country": (118, 128, 76)}
 
 
 def base_colour(land: Land) -> Colour:
@@ -33,19 +35,21 @@ def base_colour(land: Land) -> Colour:
     return GRASS[land.style]
 
 
-def paint_ground(view: View, scene: Scene) -> None:
+def paint_ground(view: View, scene: Scene, land: Land) -> None:
     """Everything flat, from below upwards, in plain colours; `Canvas.light_ground` lights it."""
     canvas, scene_map = view.canvas, scene.map
     areas = [block.polygon for block in scene_map.roadblocks if block.kind == "roadblock"]
     areas += [area.polygon for area in scene_map.intersections + scene_map.carparks]
     rings = [ring for ring in map(view.local, areas) if view.may_be_seen(ring)]
     stretches = [stretch for ring in rings for stretch in view.stretches(np.vstack([ring, ring[:1]]))]
-    for colour, half_width in ((PAVEMENT, PAVEMENT_M), (KERB, KERB_M)):
+    for colour, half_width in ((PAVEMENT, PAVEMENT_M[land.style]), (KERB, KERB_M)):
         for stretch in stretches:
             canvas.fill_ground(stripe(stretch, half_width), colour)
     for ring in rings:
         # over hills a long edge must bend with the ground
         canvas.fill_ground(ring if canvas.terrain.flat else dense(np.vstack([ring, ring[:1]]), 3.0), ASPHALT)
+    for middle, radius in land.islands:
+        canvas.fill_ground(view.local(middle + (radius - 1.2) * _RING), GRASS["suburb"])
     _wear(view, scene)
     paint_markings(view, scene)
     for walk in scene_map.crosswalks:
@@ -75,9 +79,10 @@ def _patches(view: View, line: Array, seed: int) -> None:
     count = int(min(distance[-1], 400.0) / 28.0)
     if not count:
         return
-    draws = np.random.default_rng(seed)
+    draws = Draws(seed)
     at, aside = draws.uniform(0.0, distance[-1], count), draws.uniform(-1.0, 1.0, count)
-    long, wide, kinds = draws.uniform(0.6, 3.2, count), draws.uniform(0.3, 0.8, count), draws.integers(0, 3, count)
+    long, wide = draws.uniform(0.6, 3.2, count), draws.uniform(0.3, 0.8, count)
+    kinds = draws.uniform(0.0, 3.0, count).astype(int)
     places, ahead = points_at(line, distance, at), points_at(line, distance, at + 0.5)
     depth, across = view.depths(places)
     for index in np.flatnonzero((depth > 2.0) & (depth < 45.0) & (np.abs(across) < 0.7 * depth + 3.0)).tolist():

@@ -11,7 +11,7 @@ import numpy as np
 from nemo_mtdrive.driving.scene import Array, Scene
 
 CELL_M = 0.5
-SIDE_M = 260.0
+SIDE_M = 240.0
 STYLES = ("city", "suburb", "country")
 _CELLS = int(SIDE_M / CELL_M)
 
@@ -54,6 +54,21 @@ class Land:
             return False
         cv2.fillPoly(self._taken, [np.rint((outline - self._corner) / CELL_M).astype(np.int32)], 1)
         return True
+
+    @cached_property
+    def islands(self) -> list[tuple[Array, float]]:
+        """Round islands that roads run around: middle [2] in the map frame and the radius of what is free [m]."""
+        count, _, stats, middles = cv2.connectedComponentsWithStats((self._clear[::2, ::2] > 0.0).astype(np.uint8))
+        found = []
+        for label in range(1, count):
+            left, top, width, height, area = stats[label].tolist()
+            touches = left == 0 or top == 0 or left + width >= _CELLS // 2 or top + height >= _CELLS // 2
+            middle = self._corner + 2.0 * CELL_M * (middles[label] + 0.5)
+            radius = float(self.clearance(middle[None])[0])
+            # round, and not the strip between two roads
+            if not touches and radius > 3.5 and area * (2.0 * CELL_M) ** 2 < 6.0 * radius**2:
+                found.append((middle, radius))
+        return found
 
     @cached_property
     def style(self) -> str:

@@ -17,7 +17,7 @@ POLE: Colour = (98, 102, 106)
 LAMP_HEIGHT_M, LAMP_ARM_M = 7.2, 1.9
 FORMS = 12
 CONIFERS = 3
-_FULL_PX, _SOME_PX = 130.0, 40.0
+_FULL_PX, _SOME_PX = 200.0, 50.0
 
 
 @lru_cache(maxsize=FORMS)
@@ -54,14 +54,11 @@ def paint_tree(canvas: Canvas, place: Array, height: float, seed: int) -> None:
         return
     clumps = _crown(form)
     clumps = clumps if size > _FULL_PX else clumps[:3] if size < _SOME_PX else clumps[:: 2]
-    leaves = LEAVES[seed // FORMS % len(LEAVES)]
-    shades = {level: canvas.air.shaded(leaves, distance, level, beam) for level in (0.05, 0.3, 0.6, 0.95)}
-    levels = np.clip((clumps[:, 4] - 0.7) * 2.2, 0.0, 1.0)
-    colours = [shades[(0.05, 0.3, 0.6, 0.95)[int(level * 3.99)]] for level in levels.tolist()]
-    dark = [tuple(int(channel * bright) for channel in colour) for colour, bright in
-            zip(colours, np.clip(clumps[:, 4], 0.7, 1.1).tolist(), strict=True)]
-    centres = foot + clumps[:, :3] * height
-    canvas.disks(centres, clumps[:, 3] * height, [(min(r, 255), min(g, 255), min(b, 255)) for r, g, b in dark])
+    leaves = np.array([LEAVES[seed // FORMS % len(LEAVES)]], dtype=np.float64)
+    bright = np.clip(clumps[:, 4], 0.7, 1.1)
+    light = np.clip((bright - 0.7) * 2.2, 0.0, 1.0)
+    colours = canvas.air.surface(leaves * bright[:, None], light, beam, distance).astype(int)
+    canvas.disks(foot + clumps[:, :3] * height, clumps[:, 3] * height, [(r, g, b) for r, g, b in colours.tolist()])
 
 
 def _conifer(canvas: Canvas, foot: Array, height: float, distance: float, beam: float) -> None:

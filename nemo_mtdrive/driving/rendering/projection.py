@@ -107,3 +107,24 @@ def project_faces(vertices: Array, starts: NDArray[np.int64], counts: NDArray[np
         found[face] = corners
         used += corners
     return pixels[:used], found
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def project_disks(centres: Array, radii: Array, position: Array, rotation: Array, pinhole: Array) -> NDArray[np.int64]:
+    """Across, down and radius (fixed point) [n, 3] of disks that face the camera; radius 0 for one that is not seen."""
+    focal, centre_x, centre_y, width, height = pinhole
+    unit = float(1 << SHIFT)
+    found = np.zeros((len(centres), 3), dtype=np.int64)
+    for i in range(len(centres)):
+        seen = np.zeros(3)
+        for k in range(3):
+            for axis in range(3):
+                seen[k] += (centres[i, axis] - position[axis]) * rotation[axis, k]
+        if seen[2] < NEAR_M or abs(seen[0]) > WIDE * seen[2] or abs(seen[1]) > WIDE * seen[2]:
+            continue
+        across, down = focal * seen[0] / seen[2] + centre_x, focal * seen[1] / seen[2] + centre_y
+        radius = max(radii[i] * focal / seen[2], 0.5)
+        if -radius < across < width + radius and -radius < down < height + radius:
+            found[i, 0], found[i, 1] = round(across * unit), round(down * unit)
+            found[i, 2] = max(round(radius * unit), 1)
+    return found

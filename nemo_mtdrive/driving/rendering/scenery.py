@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nemo_mtdrive.driving.rendering.buildings import Building
+from nemo_mtdrive.driving.rendering.chance import Draws
 from nemo_mtdrive.driving.rendering.land import Land
 from nemo_mtdrive.driving.rendering.view import View, arc_length, lane_edges, normals, points_at
 from nemo_mtdrive.driving.scene import Array, Scene
@@ -72,29 +73,42 @@ def scenery(view: View, scene: Scene, land: Land) -> Scenery:
     for block in scene.map.roadblocks:
         if block.kind != "roadblock" or block.lane_ids[-1] not in lanes:
             continue
-        edge = lane_edges(lanes[block.lane_ids[-1]])[1]
-        along, across = view.depths(view.local(edge))
-        if along.max() < 0.0 or along.min() > HOUSE_FAR_M or np.abs(across).min() > HOUSE_FAR_M:
-            continue
-        verges.append((edge, zlib.crc32(f"{block.id} {edge[0, 0]:.1f} {edge[0, 1]:.1f}".encode())))
+        right, left = lane_edges(lanes[block.lane_ids[-1]])[1], lane_edges(lanes[block.lane_ids[0]])[0][::-1]
+        for edge in (right, left):
+            along, across = view.depths(view.local(edge))
+            if along.max() < 0.0 or along.min() > HOUSE_FAR_M or np.abs(across).min() > HOUSE_FAR_M:
+                continue
+            # the left edge has a verge only where no traffic comes towards
+            if edge is left and not _has_verge(land, edge):
+                continue
+            verges.append((edge, zlib.crc32(f"{block.id} {edge[0, 0]:.1f} {edge[0, 1]:.1f}".encode())))
+    for middle, _ in land.islands:
+        found.trees.append(Tree(view.local(middle[None])[0], 4.2, zlib.crc32(f"{middle[0]:.0f}".encode()) % 4096))
     for edge, seed in verges:
-        _build(view, land, habit, edge, np.random.default_rng(seed), found.buildings)
+        _build(view, land, habit, edge, Draws(seed), found.buildings)
     for edge, seed in verges:
-        draws = np.random.default_rng(seed + 1)
+        draws = Draws(seed + 1)
         if land.style != "country":
             _light(view, land, edge, found.lamps)
         _plant(view, land, habit, edge, draws, found.trees)
     return found
 
 
-def _build(view: View, land: Land, habit: Habit, edge: Array, draws: np.random.Generator,
+def _has_verge(land: Land, edge: Array) -> bool:
+    """Whether there is free land to the right of the middle of an edge [n, 2]."""
+    distance = arc_length(edge)
+    at = np.array([0.35, 0.5, 0.65]) * distance[-1]
+    return bool((land.clearance(points_at(edge, distance, at) - 3.0 * _left(edge, distance, at)) > 1.5).any())
+
+
+def _build(view: View, land: Land, habit: Habit, edge: Array, draws: Draws,
            found: list[Building]) -> None:
     distance = arc_length(edge)
     count = int(distance[-1] / (habit.front[0] + habit.gap[0])) + 1
     front, deep, tall, setback, gap = (draws.uniform(*span, count) for span in
                                        (habit.front, habit.deep, habit.tall, habit.setback, habit.gap))
-    seeds = draws.integers(0, 1 << 30, count)
-    at = float(draws.uniform(0.0, habit.gap[1])) + np.cumsum(front + gap) - front - gap
+    seeds = draws.uniform(0.0, 1 << 30, count).astype(int)
+    at = float(draws.uniform(0.0, habit.gap[1], 1)[0]) + np.cumsum(front + gap) - front - gap
     start, end = points_at(edge, distance, at), points_at(edge, distance, at + front)
     along = end - start
     length = np.sqrt((along**2).sum(1))
@@ -114,12 +128,12 @@ def _build(view: View, land: Land, habit: Habit, edge: Array, draws: np.random.G
                                   int(seeds[index])))
 
 
-def _plant(view: View, land: Land, habit: Habit, edge: Array, draws: np.random.Generator, found: list[Tree]) -> None:
+def _plant(view: View, land: Land, habit: Habit, edge: Array, draws: Draws, found: list[Tree]) -> None:
     distance = arc_length(edge)
     at = np.arange(3.0, distance[-1], habit.tree_every)
     at = at + draws.uniform(0.0, 0.8 * habit.tree_every, len(at))
     off, tall = draws.uniform(*habit.tree_off, len(at)), draws.uniform(*habit.tree_tall, len(at))
-    seeds = draws.integers(0, 1 << 20, len(at))
+    seeds = draws.uniform(0.0, 1 << 20, len(at)).astype(int)
     keep = at < distance[-1] - 0.5
     if not keep.any():
         return

@@ -76,7 +76,8 @@ def _approach(view: View, members: list[Lane], lanes: Mapping[str, Lane], state:
     right = np.array([along[1], -along[0]])
     reach = [_length(lanes[key]) for lane in members for key in lane.outgoing
              if key in lanes and key in state and abs(turn_of(lanes[key])) < TURNS_RAD]
-    behind = float(np.clip(max(reach, default=FAR_SIDE_M[0]) + 1.0, *FAR_SIDE_M))
+    end = view.local(members[-1].centerline[-1:])[0]
+    behind = float(np.clip(max(reach, default=_far_edge(view, land, end, along)) + 1.0, *FAR_SIDE_M))
     heads, sides = [], []
     for lane in members:
         groups = _groups(lane, lanes, state)
@@ -114,9 +115,16 @@ def _length(lane: Lane) -> float:
     return float(np.sqrt((np.diff(lane.centerline, axis=0) ** 2).sum(1)).sum())
 
 
+def _far_edge(view: View, land: Land, start: Array, along: Array) -> float:
+    """How far ahead of `start` the road ends that runs across [m]."""
+    steps = np.arange(FAR_SIDE_M[0] - 5.0, FAR_SIDE_M[1], 0.5)
+    clear = land.clearance(view.to_map(start + steps[:, None] * along)) > 0.5
+    return float(steps[int(clear.argmax())]) if clear.any() else FAR_SIDE_M[0]
+
+
 def _verge(view: View, land: Land, start: Array, right: Array) -> float:
     """How far to the right of `start` a pole can stand off the road [m]."""
-    steps = np.arange(0.5, 16.0, 0.5)
+    steps = np.arange(0.0, 20.0, 0.5)
     clear = land.clearance(view.to_map(start + steps[:, None] * right)) > 0.7
     return float(steps[int(clear.argmax())]) if clear.any() else 4.5
 

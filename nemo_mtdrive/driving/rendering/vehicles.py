@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -42,15 +43,32 @@ class Lights:
     head: bool
 
 
-def lights_of(scene: Scene, track: Track, lamps_on: bool) -> Lights:
-    """The lights of a vehicle: as the scene's appearance says, else read off its motion (brake lights only)."""
-    signals = appearance_of(scene).get("signals")
-    if isinstance(signals, Mapping):
-        on = signals.get(track.token, ())
-        parked = _parked(scene, track) if lamps_on else False
-        return Lights("brake" in on, "left" in on, "right" in on, lamps_on and not parked)
-    parked = _parked(scene, track)
-    return Lights(is_braking(track) and not parked, False, False, lamps_on and not parked)
+class LightBoard:
+    """Which lights the vehicles of a scene show: as its appearance says, else read off their motion (brakes only)."""
+
+    def __init__(self, scene: Scene, lamps_on: bool) -> None:
+        signals = appearance_of(scene).get("signals")
+        self._signals = signals if isinstance(signals, Mapping) else None
+        self._lamps_on, self._lanes = lamps_on, scene.map.lanes
+
+    def lights(self, track: Track) -> Lights:
+        """The lights of one vehicle at t = 0."""
+        if self._signals is not None:
+            on = self._signals.get(track.token, ())
+            return Lights("brake" in on, "left" in on, "right" in on, self._lamps_on and not self._parked(track))
+        braking = is_braking(track)
+        parked = (braking or self._lamps_on) and self._parked(track)
+        return Lights(braking and not parked, False, False, self._lamps_on and not parked)
+
+    @cached_property
+    def _centres(self) -> Array:
+        return np.concatenate([lane.centerline for lane in self._lanes]) if self._lanes else np.zeros((0, 2))
+
+    def _parked(self, track: Track) -> bool:
+        """Whether a vehicle stands for good and beside all lanes: its lights are off."""
+        if np.hypot(track.states[:, 4], track.states[:, 5]).max() > STOPPED_MPS:
+            return False
+        return not (((self._centres - track.states[0, 1:3]) ** 2).sum(1) < LANE_NEAR_M**2).any()
 
 
 def is_braking(track: Track) -> bool:
@@ -64,14 +82,6 @@ def is_braking(track: Track) -> bool:
         return True
     after = speed[np.abs(times - 0.5) < 1e-6]
     return bool(len(after) and (after[0] - now[0]) / 0.5 < BRAKING_MPS2)
-
-
-def _parked(scene: Scene, track: Track) -> bool:
-    """Whether a vehicle stands for good and beside all lanes: its lights are off."""
-    if np.hypot(track.states[:, 4], track.states[:, 5]).max() > STOPPED_MPS:
-        return False
-    place = track.states[0, 1:3]
-    return all(((lane.centerline - place) ** 2).sum(1).min() > LANE_NEAR_M**2 for lane in scene.map.lanes)
 
 
 def look_seed(track: Track) -> int:
