@@ -149,3 +149,30 @@ def unsafe(ego: Array, speed: Array, careful: np.ndarray, length: float, width: 
                 if angle < _AHEAD or (careful[t] and angle < _BEHIND):
                     return True
     return False
+
+
+@njit(cache=True)
+def crash(boxes: Array, sizes: Array, moving: int, fixed: int, place: Array, radius: float) -> bool:
+    """Whether a car of the traffic drives into another, or into something that stands, near a place.
+
+    Args:
+        boxes: [T, n, 3] box middles: first the `moving` cars, then people, from index `fixed` on things that stand.
+        sizes: [n, 2] lengths and widths.
+        moving, fixed: see boxes.
+        place: [2].
+        radius: how far from it crashes matter [m].
+    """
+    for t in range(len(boxes)):
+        for i in range(moving):
+            x, y, heading = boxes[t, i, 0], boxes[t, i, 1], boxes[t, i, 2]
+            if (x - place[0]) ** 2 + (y - place[1]) ** 2 > radius * radius:
+                continue
+            for j in range(boxes.shape[1]):
+                if j <= i or moving <= j < fixed:
+                    continue
+                reach = 0.5 * (sizes[i, 0] + sizes[j, 0]) + 2.0
+                if (boxes[t, j, 0] - x) ** 2 + (boxes[t, j, 1] - y) ** 2 < reach * reach and _overlap(
+                        x, y, heading, 0.5 * sizes[i, 0] - 0.05, 0.5 * sizes[i, 1] - 0.05, boxes[t, j, 0], boxes[t, j, 1],
+                        boxes[t, j, 2], 0.5 * sizes[j, 0], 0.5 * sizes[j, 1]):
+                    return True
+    return False

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import shapely
 
-from nemo_mtdrive.driving.generator.checks import comfortable, on_road, tracked, unsafe
+from nemo_mtdrive.driving.generator.checks import comfortable, crash, on_road, tracked, unsafe
 from nemo_mtdrive.driving.generator.crossing_situations import CROSSINGS
 from nemo_mtdrive.driving.generator.crossings import build_crossing, build_t_junction
 from nemo_mtdrive.driving.generator.mixture import COMMAND_SHARES, draw, joint_shares, weights_of
@@ -40,6 +40,8 @@ COMMAND_ATTEMPTS = 60
 """After so many attempts any command is taken: a sound scene of the kind matters more."""
 RECORDED_ROWS = 5
 """Of the simulation, between two recorded points."""
+CRASH_RADIUS_M = 70.0
+"""Nobody of the traffic may crash so near to the expert."""
 _OPEN = {"straight": build_straight, "curve": build_curve, "narrow_street": build_narrow, "merge": build_merge,
          "lane_drop": build_lane_drop}
 _PARKED = frozenset({"parked", "bus", "occluded", "oncoming"})
@@ -128,6 +130,9 @@ def sound(take: Take) -> bool:
     if not on_road(stage.road.map, poses, EGO.length, EGO.width, EGO.rear_axle_to_center):
         return False
     others, sizes = _everybody_else(take)
+    moving = len(take.drivers) - 1
+    if crash(others[now::RECORDED_ROWS], sizes, moving, moving + len(take.walkers), expert[now, :2].copy(), CRASH_RADIUS_M):
+        return False
     return not unsafe(poses, expert[window, SPEED], _careful(take, poses, window), EGO.length, EGO.width,
                       EGO.rear_axle_to_center, others[window.start : window.stop + 9], sizes)
 

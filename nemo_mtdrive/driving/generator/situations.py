@@ -256,7 +256,8 @@ def _cross_road(stage: Stage, s: float, side: float, pace: float, begins: float,
     """Somebody walks straight over the road from an offset beside the expert's line."""
     heading = stage.lines.pose(stage.line, s)[2]
     across = left_of(np.array([math.cos(heading), math.sin(heading)])) * (1.0 if side < 0 else -1.0)
-    distance = 2.0 * stage.route.lanes * stage.road.lane_width + 4.0
+    # cars are parked on the other side as well
+    distance = 2.0 * stage.route.lanes * stage.road.lane_width + (1.0 if stage.road.parking else 3.5)
     stage.add_walker(stage.lines.beside(stage.line, s, side), across, distance, pace, begins,
                      crosses=2 if stage.chance(0.8) else 1, hidden_until=hidden_until)
 
@@ -321,7 +322,7 @@ def cross_walk(stage: Stage, start: np.ndarray, end: np.ndarray) -> None:
         pace = stage.uniform(1.0, 1.7)
         to_lane = float((lane - begin) @ direction) - 1.6
         begins = stage.uniform(-0.5, 3.5) + 1.2 * k - max(to_lane, 0.5) / pace
-        side = np.array([-direction[1], direction[0]]) * stage.uniform(-1.0, 1.0)
+        side = np.array([-direction[1], direction[0]]) * ((k - 1) * 0.95 + stage.uniform(-0.15, 0.15))
         total = float(np.hypot(*(goal - begin))) + stage.uniform(2.0, 6.0)
         stage.add_walker(begin + side, direction, total, pace, begins, crosses=1)
 

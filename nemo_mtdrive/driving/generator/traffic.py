@@ -35,7 +35,8 @@ def add_traffic(stage: Stage) -> None:
             stage.add_driver(line, s, stage.uniform(3.0, 5.5), BICYCLE_BODY, type=BICYCLE, offset_from=aside,
                              offset_to=aside, changes=0, passes=0, power=0.8, to_center=0.5)
         else:
-            stage.add_driver(line, s, wish * stage.uniform(0.75, 1.0), body, wish=wish)
+            stage.add_driver(line, s, min(wish * stage.uniform(0.75, 1.0), _stoppable(stage, line, s, body[0])), body,
+                             wish=wish)
         placed += 1
 
 
@@ -68,6 +69,16 @@ def _place(stage: Stage, line: int) -> float | None:
         there = stage.lines.nearest(line, stage.lines.beside(stage.line, here, 0.0))
         s = there + stage.uniform(-50.0, 110.0)
     return s if s > 3.0 else None
+
+
+def _stoppable(stage: Stage, line: int, s: float, length: float) -> float:
+    """The largest speed at which somebody who starts at s can still stop at a light that is red already."""
+    route = stage.road.routes[line]
+    if route.stop is None or route.light < 0 or stage.lights.green_from[route.light] <= -WARM_UP_S < stage.lights.green_to[
+            route.light]:
+        return 99.0
+    gap = route.stop - s - 0.78 * length
+    return 99.0 if gap < -1.0 else math.sqrt(3.5 * max(gap - 1.0, 0.0))
 
 
 def _is_free(stage: Stage, line: int, s: float, length: float) -> bool:
