@@ -8,7 +8,6 @@ import os
 from nemo_mtdrive.config import AgentConfig, ConfigError
 from nemo_mtdrive.driving.sources import SceneSource, open_scenes
 from nemo_mtdrive.environment.arguments import TOKEN_VARIABLE
-from nemo_mtdrive.environment.server import serve
 from nemo_mtdrive.environment.worker import WorkerSpec
 from nemo_mtdrive.pdm.review import Reviewer
 from nemo_mtdrive.pdm.reviewers import open_reviewer
@@ -21,6 +20,8 @@ def serve_scenes(options: argparse.Namespace) -> int:
         ConfigError: no token, or a number that cannot work.
         SceneError: no such source, or no scenes in it.
     """
+    from nemo_mtdrive.environment.server import serve  # not in the workers, which import this module for `scoring_parts`
+
     for name in ("workers", "queue_items", "cache_scenes", "max_turns"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: set it to 1 or more")

@@ -43,6 +43,8 @@ STUCK_S = 120.0
 """A worker that answers nothing for so long is killed [s]."""
 LONGEST_PAUSE_S = 10.0
 """Between two attempts to start a worker that fails to start [s]."""
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+"""A worker is a core, unless the environment says otherwise."""
 HOMES_KEPT = 65536
 """Scenes whose worker is remembered."""
 
@@ -337,7 +339,8 @@ class ScoringPool:
         with theirs:
             worker.process = subprocess.Popen(
                 [sys.executable, "-m", "nemo_mtdrive.environment.worker", str(theirs.fileno()), str(os.getpid()),
-                 self._spec.to_json()], stdin=subprocess.DEVNULL, stdout=2, pass_fds=(theirs.fileno(),))
+                 self._spec.to_json()], stdin=subprocess.DEVNULL, stdout=2, pass_fds=(theirs.fileno(),),
+                env={**ONE_THREAD, **os.environ})
         reader, worker.writer = await asyncio.open_connection(sock=ours)
         try:
             hello = await asyncio.wait_for(_read_message(reader), START_S)
