@@ -23,6 +23,8 @@ _STOPPED_EGO_SPEED = 0.05
 _TTC_STOPPED_SPEED = 0.005
 _BEHIND, _AHEAD = math.radians(150.0), math.radians(30.0)
 _TTC_STEPS = (0, 3, 6, 9)
+_FORGIVEN, _TTC_FORGIVEN, _COLLIDED, _TOO_CLOSE = range(4)
+"""What was found of a track."""
 
 
 @dataclass(frozen=True)
@@ -89,33 +91,35 @@ def _ego_windows(states: Array, corners: Array, radius: float, motion: Array, re
 @kernel
 def _follow_track(
     n: int, start: int, stop: int, states: Array, corners: Array, motion: Array, radius: float, areas: Flags, seen: Seen,
-    at_fault: Flags, ttc_after: NDArray[np.int8], forgiven: Flags, workspace: Array,
+    at_fault: Flags, ttc_after: NDArray[np.int8], found: Flags, workspace: Array,
 ) -> None:
-    """Test track n at steps start to stop - 1: fills at_fault and ttc_after [T, N] and forgiven [2], of NC and TTC."""
-    centers, present = seen.centers, seen.present
+    """Test track n at steps start to stop - 1: fills at_fault, ttc_after [T, N] and found [4] as in `find_collisions`."""
+    centers = seen.centers
     reach_squared = (radius + seen.radii[n]) ** 2 + 1e-6
     for t in range(start, stop):
         x, y = corners[t, 4, 0], corners[t, 4, 1]
-        if not forgiven[0] and present[t, n]:
-            dx, dy = centers[t, n, 0] - x, centers[t, n, 1] - y
+        if not found[_FORGIVEN]:
+            dx, dy = centers[n, t, 0] - x, centers[n, t, 1] - y
             # Circles around the boxes first: most pairs are far apart.
-            if dx * dx + dy * dy <= reach_squared and boxes_overlap(corners[t, :4], seen.corners[t, n]):
-                at_fault[t, n] = _is_at_fault(states[t], motion[t, 2], corners[t], areas[0, t] or areas[1, t],
-                                              centers[t, n], seen.corners[t, n], seen.is_stopped[n], workspace)
-                forgiven[0] = not at_fault[t, n]
-        if forgiven[1] or motion[t, 2] < _TTC_STOPPED_SPEED:
+            if dx * dx + dy * dy <= reach_squared and boxes_overlap(corners[t], seen.corners[n, t]):
+                fault = _is_at_fault(states[t], motion[t, 2], corners[t], areas[0, t] or areas[1, t], centers[n, t],
+                                     seen.corners[n, t], seen.is_stopped[n], workspace)
+                at_fault[t, n] = fault
+                found[_FORGIVEN if not fault else _COLLIDED] = True
+        if found[_TTC_FORGIVEN] or motion[t, 2] < _TTC_STOPPED_SPEED:
             continue
         for after in _TTC_STEPS:
             future, seconds = t + after, after * STEP_S
-            if forgiven[1] or not present[future, n]:
-                continue
             way_x, way_y = motion[t, 0] * seconds, motion[t, 1] * seconds
-            dx, dy = centers[future, n, 0] - (x + way_x), centers[future, n, 1] - (y + way_y)
-            if (dx * dx + dy * dy <= reach_squared
-                    and _moved_box_overlaps(corners[t], way_x, way_y, seen.corners[future, n], workspace)):
-                forgiven[1] = not _is_ahead(states[t], centers[future, n], areas[0, t] or areas[1, t] or areas[3, t])
-                if not forgiven[1] and ttc_after[t, n] == NO_HIT:
+            dx, dy = centers[n, future, 0] - (x + way_x), centers[n, future, 1] - (y + way_y)
+            if (dx * dx + dy * dy <= reach_squared and not found[_TTC_FORGIVEN]
+                    and _moved_box_overlaps(corners[t], way_x, way_y, seen.corners[n, future], workspace)):
+                careful = areas[0, t] or areas[1, t] or areas[3, t]
+                if not _is_ahead(states[t], centers[n, future], careful):
+                    found[_TTC_FORGIVEN] = True
+                elif ttc_after[t, n] == NO_HIT:
                     ttc_after[t, n] = after
+                    found[_TOO_CLOSE] = True
 
 
 @kernel
@@ -139,22 +143,19 @@ def find_collisions(
     at_fault[:], ttc_after[:] = False, NO_HIT
     windows = seen.reach.shape[1]
     motion, own, workspace = np.empty((len(states), 3)), np.empty((windows, 4)), np.empty((4, 2))
-    forgiven = np.empty(2, dtype=np.bool_)
+    found = np.empty(4, dtype=np.bool_)
     _ego_windows(states, corners, radius, motion, own)
     no_collision, time_to_collision = 1.0, 1.0
     for n in range(len(seen.radii)):
-        forgiven[:] = seen.is_ignored[n]
-        met = False
+        found[_FORGIVEN] = found[_TTC_FORGIVEN] = seen.is_ignored[n]
+        found[_COLLIDED] = found[_TOO_CLOSE] = False
         for w in range(windows):
-            if (own[w, 0] > seen.reach[n, w, 2] or own[w, 2] < seen.reach[n, w, 0]
-                    or own[w, 1] > seen.reach[n, w, 3] or own[w, 3] < seen.reach[n, w, 1]):
-                continue
-            met = True
-            _follow_track(n, w * WINDOW, min((w + 1) * WINDOW, len(states)), states, corners, motion, radius, areas,
-                          seen, at_fault, ttc_after, forgiven, workspace)
-        if met:
-            if at_fault[:, n].any():
-                no_collision = min(no_collision, 0.0 if seen.is_agent[n] else 0.5)
-            if (ttc_after[:, n] != NO_HIT).any():
-                time_to_collision = 0.0
+            if (own[w, 0] <= seen.reach[n, w, 2] and own[w, 2] >= seen.reach[n, w, 0]
+                    and own[w, 1] <= seen.reach[n, w, 3] and own[w, 3] >= seen.reach[n, w, 1]):
+                _follow_track(n, w * WINDOW, min((w + 1) * WINDOW, len(states)), states, corners, motion, radius, areas,
+                              seen, at_fault, ttc_after, found, workspace)
+        if found[_COLLIDED]:
+            no_collision = min(no_collision, 0.0 if seen.is_agent[n] else 0.5)
+        if found[_TOO_CLOSE]:
+            time_to_collision = 0.0
     return no_collision, time_to_collision

@@ -37,11 +37,12 @@ _SLACK_M = 0.01
 
 
 class Seen(NamedTuple):
-    """The arrays of an `Observation` for compiled code."""
+    """The arrays of an `Observation` for compiled code, track by track."""
 
     centers: Array
+    """[N, T, 2] nan where the track is absent: it is then near nothing."""
     corners: Array
-    present: NDArray[np.bool_]
+    """[N, T, 4, 2]"""
     radii: Array
     is_agent: NDArray[np.bool_]
     is_stopped: NDArray[np.bool_]
@@ -51,16 +52,16 @@ class Seen(NamedTuple):
 
 
 @kernel
-def _fill_reach(centers: Array, present: NDArray[np.bool_], radii: Array, reach: Array) -> None:
-    """Fill reach [N, W, 4]; a window in which the track is absent stays empty (inf, -inf)."""
+def _fill_reach(centers: Array, radii: Array, reach: Array) -> None:
+    """Fill reach [N, W, 4] from centers as in `Seen`; a window in which the track is absent stays empty (inf, -inf)."""
     reach[:, :, :2], reach[:, :, 2:] = np.inf, -np.inf
     for n in range(reach.shape[0]):
         radius = radii[n] + _SLACK_M
         for w in range(reach.shape[1]):
             bounds = reach[n, w]
-            for t in range(w * WINDOW, min((w + 1) * WINDOW + _LOOKAHEAD, len(centers))):
-                if present[t, n]:
-                    x, y = centers[t, n, 0], centers[t, n, 1]
+            for t in range(w * WINDOW, min((w + 1) * WINDOW + _LOOKAHEAD, centers.shape[1])):
+                x, y = centers[n, t, 0], centers[n, t, 1]
+                if x == x:
                     bounds[0], bounds[2] = min(bounds[0], x - radius), max(bounds[2], x + radius)
                     bounds[1], bounds[3] = min(bounds[1], y - radius), max(bounds[3], y + radius)
 
@@ -90,10 +91,11 @@ class Observation:
     @cached_property
     def seen(self) -> Seen:
         """The same for compiled code."""
+        centers = np.ascontiguousarray(np.where(self.present[..., None], self.centers, np.nan).swapaxes(0, 1))
         reach = np.empty((len(self.radii), -(-STEPS // WINDOW), 4))
-        _fill_reach(self.centers, self.present, self.radii, reach)
-        return Seen(self.centers, self.corners, self.present, self.radii, self.is_agent, self.is_stopped,
-                    self.is_ignored, reach)
+        _fill_reach(centers, self.radii, reach)
+        return Seen(centers, np.ascontiguousarray(self.corners.swapaxes(0, 1)), self.radii, self.is_agent,
+                    self.is_stopped, self.is_ignored, reach)
 
 
 def assemble(
