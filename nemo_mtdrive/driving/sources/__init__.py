@@ -16,6 +16,7 @@ from nemo_mtdrive.driving.sources.av2 import AV2Scenes
 from nemo_mtdrive.driving.sources.files import SceneFiles
 from nemo_mtdrive.driving.sources.navsim import NavsimScenes
 from nemo_mtdrive.driving.sources.procedural import ProceduralScenes
+from nemo_mtdrive.driving.sources.py123d import Py123dScenes
 from nemo_mtdrive.driving.sources.shards import SHARDS, SceneShards
 
 __all__ = ["SOURCES", "Address", "SceneSource", "open_scenes", "parse_address"]
@@ -116,5 +117,12 @@ def _names(at: Address, parameter: str) -> list[str] | None:
     return file.read_text().split()
 
 
+def _py123d(at: Address, width: int, height: int) -> SceneSource:
+    at.only("split", "count", "width", "height")
+    return Py123dScenes(at.path, at.parameters.get("split"), at.number("count", 0),
+                        *((width, height) if width else DRAWN_SIZE))
+
+
 SOURCES: dict[str, Callable[[Address, int, int], SceneSource]] = {
-    "procedural": _procedural, "files": _files, "av2": _av2, "navsim": _navsim}
+    "procedural": _procedural, "files": _files, "av2": _av2, "navsim": _navsim,
+    "py123d": _py123d}
