@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import shapely
 
-from nemo_mtdrive.driving.generator.checks import inside, tracked, unsafe
+from nemo_mtdrive.driving.generator.checks import crash, inside, tracked, unsafe
 from nemo_mtdrive.driving.generator.crossings import build_crossing, build_t_junction
 from nemo_mtdrive.driving.generator.motion import following, free_road
 from nemo_mtdrive.driving.generator.ramps import build_merge
@@ -282,6 +282,21 @@ def test_the_check_sees_what_time_to_collision_sees() -> None:
     assert not at(4.0 + EGO.front_length + 9.0 + 3.0, 0.0)
     assert not at(-8.0, 0.0) and not at(12.0, 3.0)
     assert not at(-4.5, 1.0, watch=True), "behind"
+
+
+def test_crashes_of_the_traffic_near_the_expert_are_seen() -> None:
+    """Two cars, one person, one parked car: cars touch cars and what stands; people are not looked at."""
+    sizes = np.array([[4.5, 1.8], [4.5, 1.8], [0.6, 0.6], [4.5, 1.8]])
+    apart = np.array([[[0.0, 0.0, 0.0], [6.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 3.0, 0.0]]])
+
+    def seen(index: int, x: float, y: float, radius: float = 70.0) -> bool:
+        boxes = apart.copy()
+        boxes[0, index, :2] = x, y
+        return crash(boxes, sizes, 2, 3, np.array([10.0, 0.0]), radius)
+
+    assert not seen(1, 6.0, 0.0)
+    assert seen(1, 4.0, 0.0) and seen(3, 0.0, 1.5)
+    assert not seen(1, 4.0, 0.0, radius=5.0), "too far to matter"
 
 
 def test_a_car_with_straight_wheels_is_carried_out_of_a_bend() -> None:
