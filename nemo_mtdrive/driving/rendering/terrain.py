@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import cv2
 import numpy as np
 
 from nemo_mtdrive.driving.scene import Array, Scene
 
+STEEPEST = 0.07
 PLANE_M = 6.0
 """The ego's ground plane leans as the ground does over this length before and behind it."""
 
@@ -24,14 +26,19 @@ class Terrain:
         if isinstance(ground, Mapping):
             self._corner = np.asarray(ground["origin"], dtype=np.float64)
             self._step = float(ground["step"])
-            self._grid = np.asarray(ground["heights"], dtype=np.float64)
+            # surveys have holes and roofs in them: a median over neighbours takes out what is no ground
+            self._grid = cv2.medianBlur(np.asarray(ground["heights"], dtype=np.float32), 5).astype(np.float64)
             self._plane = self._fit()
 
     def heights(self, points: Array) -> Array:
         """z [n] of ground points [n, >=2] of the ego frame."""
         if self.flat:
             return np.zeros(len(points))
-        return self._heights(points) - self._plane[0] - points[:, 0] * self._plane[1] - points[:, 1] * self._plane[2]
+        over = self._heights(points) - self._plane[0] - points[:, 0] * self._plane[1] - points[:, 1] * self._plane[2]
+        # no street leaves the plane under the ego faster than this
+        most = STEEPEST * np.sqrt((points[:, :2] ** 2).sum(1))
+        heights: Array = np.clip(over, -most, most)
+        return heights
 
     def lifted(self, points: Array) -> Array:
         """Ground points [n, 2] of the ego frame with their heights, [n, 3]."""
