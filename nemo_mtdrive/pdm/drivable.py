@@ -71,24 +71,45 @@ def square_around(point: Array, half_side: float) -> shapely.Polygon:
     return shapely.box(point[0] - half_side, point[1] - half_side, point[0] + half_side, point[1] + half_side)
 
 
+@kernel
+def _vertices_in_square(ring: Array, x: float, y: float, half_side: float) -> tuple[bool, bool]:
+    """Whether a vertex of a ring [n, 2] is in the square around a point, and whether the ring's bounds miss it."""
+    left = right = below = above = True
+    for i in range(len(ring)):
+        dx, dy = ring[i, 0] - x, ring[i, 1] - y
+        if abs(dx) < half_side and abs(dy) < half_side:
+            return True, False
+        left, right = left and dx < -half_side, right and dx > half_side
+        below, above = below and dy < -half_side, above and dy > half_side
+    return False, left or right or below or above
+
+
+def meets_square(ring: Array, point: Array, half_side: float) -> bool:
+    """Whether the polygon of a ring [n, 2] and the square around a point share a point; the vertices mostly tell."""
+    if len(ring) < 3:
+        return False
+    inside, apart = _vertices_in_square(np.array(ring), point[0], point[1], half_side)
+    return inside or (not apart and bool(polygon_of(ring).intersects(square_around(point, half_side))))
+
+
 def drivable_map(scene_map: SceneMap, ego: Ego) -> DrivableMap:
     """The polygons near the ego, in NAVSIM's order: roadblocks, their lanes, lane connectors, intersections, car parks.
 
     Lanes that no roadblock lists, which NAVSIM's maps do not have, come last.
     """
-    square = square_around(ego_center(ego), MAP_RADIUS_M)
+    center = ego_center(ego)
     lanes = {lane.id: lane for lane in scene_map.lanes}
-    near = [block for block in scene_map.roadblocks if polygon_of(block.polygon).intersects(square)]
+    near = [block for block in scene_map.roadblocks if meets_square(block.polygon, center, MAP_RADIUS_M)]
     blocks = [block for block in near if block.kind == "roadblock"]
     connectors = [block for block in near if block.kind != "roadblock"]
     entries = [(block.id, ROADBLOCK, block.polygon) for block in blocks]
     entries += [(lane_id, LANE, lanes[lane_id].polygon) for block in blocks + connectors for lane_id in block.lane_ids
                 if lane_id in lanes]
     for kind, areas in ((INTERSECTION, scene_map.intersections), (CARPARK, scene_map.carparks)):
-        entries += [(area.id, kind, area.polygon) for area in areas if polygon_of(area.polygon).intersects(square)]
+        entries += [(area.id, kind, area.polygon) for area in areas if meets_square(area.polygon, center, MAP_RADIUS_M)]
     listed = {lane_id for block in scene_map.roadblocks for lane_id in block.lane_ids}
     entries += [(lane.id, LANE, lane.polygon) for lane in scene_map.lanes
-                if lane.id not in listed and polygon_of(lane.polygon).intersects(square)]
+                if lane.id not in listed and meets_square(lane.polygon, center, MAP_RADIUS_M)]
     return map_of_rings(entries)
 
 

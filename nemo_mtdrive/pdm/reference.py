@@ -109,7 +109,7 @@ def references_many(plans: Array, row_scene: Indices, origins: Array, samplings:
         [B, 41, 3] poses in the map frame.
     """
     out = np.empty((len(plans), STEPS, 3))
-    _references(np.ascontiguousarray(plans), row_scene, origins, *samplings, out)
+    _references(np.array(plans, order="C"), row_scene, origins, *samplings, out)  # a copy: compiled for arrays of one kind
     return out
 
 

@@ -16,7 +16,7 @@ import shapely
 from numpy.typing import NDArray
 
 from nemo_mtdrive.driving.scene import Lane, Roadblock, Scene, SceneMap
-from nemo_mtdrive.pdm.drivable import DrivableMap, ego_center, polygon_of, square_around
+from nemo_mtdrive.pdm.drivable import DrivableMap, ego_center, meets_square, polygon_of
 from nemo_mtdrive.pdm.geometry import box_corners, wrap_angle
 
 Array = NDArray[np.float64]
@@ -106,9 +106,9 @@ def _search_blocks(
 
 def _starting_blocks(graph: _RoadGraph, pose: Array, route: Sequence[str]) -> tuple[str, list[str]]:
     """The roadblock where the ego most likely is, and all candidates of its rank; those of the route rank first."""
-    square, point = square_around(pose, _NEAR_M), shapely.Point(pose[:2])
+    point = shapely.Point(pose[:2])
     kinds = [[b for b in graph.blocks.values() if (b.kind == "roadblock") == plain] for plain in (True, False)]
-    near = [b for blocks in kinds for b in blocks if polygon_of(b.polygon).intersects(square)]
+    near = [b for blocks in kinds for b in blocks if meets_square(b.polygon, pose[:2], _NEAR_M)]
     if not near:
         near = [min(blocks, key=lambda b: polygon_of(b.polygon).distance(point)) for blocks in kinds if blocks]
     on_route: list[tuple[float, str]] = []
