@@ -32,7 +32,7 @@ MONTAGE = (("straight/occluded", 2), ("crossing/red_light", 145), ("roundabout/c
            ("straight/cut_in", 3), ("straight/work_zone", 132), ("crossing/green_light", 0),
            ("curve/cyclist", 130), ("narrow_street/parked", 101), ("t_junction/pedestrian", 144))
 """Kind and seed of each picture, row by row."""
-TILE_PX = (500, 281)
+TILE_PX = (480, 270)
 
 
 def cpu_ms(scene: Scene, width: int, height: int) -> float:
