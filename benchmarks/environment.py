@@ -2,11 +2,12 @@
 
     python benchmarks/environment.py [--json] [--workers N] [--scenes DIR]
 
-Two ways to the same number of scores, both through the client over loopback, on scenes that no worker has seen: `score`,
-one `score_many` of 48 trajectories a scene; `step`, episodes as rollouts play them (reset, then one wave a turn, 2,048
-answers a request, until the review is clean). Preparing each scene for scoring, once, is part of the time; `warm` is the
-score request again. Wall time on a machine with other work is an upper bound, so CPU seconds of client, server and
-workers are given too. Scenes are generated first (not measured).
+Two ways to as many scores, both through the client over loopback, on scenes that no worker has seen: `score`, one
+`score_many` of 48 trajectories a scene; `step`, episodes as rollouts play them (reset with the image, then one wave a turn,
+2,048 answers a request, of plans that leave the road, so that hardly any episode is done before its last turn).
+Preparing each scene for scoring, once, is part of the time; `warm` is the score request again. Wall time on a machine with
+other work is an upper bound, so CPU seconds of client, server and workers are given too. Scenes are generated first (not
+measured).
 """
 
 from __future__ import annotations
@@ -93,6 +94,13 @@ def plans(scenes: Path, ids: list[str]) -> dict[str, NDArray[np.float64]]:
     return found
 
 
+def off_the_road(plan: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Plans [B, 8, 3] that end 20 m further to the left."""
+    pushed = plan.copy()
+    pushed[:, :, 1] += np.linspace(2.5, 20.0, 8)
+    return pushed
+
+
 def score(client: EnvironmentClient, trajectories: dict[str, NDArray[np.float64]]) -> int:
     """One `score_many` of everything."""
     reviews = client.score_many(list(trajectories.items()))
@@ -130,7 +138,8 @@ def measure(scenes: Path, workers: int) -> dict[str, Any]:
         with served(scenes, workers) as (client, server):
             for name, work in runs:
                 print(f"{name}: {len(ids)} scenes, {workers} workers", file=sys.stderr)
-                found = measured(server, lambda w=work: w(client, trajectories))  # type: ignore[misc]
+                given = {scene: off_the_road(plan) if name == "step" else plan for scene, plan in trajectories.items()}
+                found = measured(server, lambda w=work, g=given: w(client, g))  # type: ignore[misc]
                 print(", ".join(f"{key} {value:.4g}" for key, value in found.items()), file=sys.stderr)
                 figures |= {f"{name}_{key}": value for key, value in found.items()}
     peers = {"navsim_one_at_a_time_per_s_core": NAVSIM_ONE_AT_A_TIME, "navsim_batched_per_s_core": NAVSIM_BATCHED}

@@ -175,7 +175,8 @@ def test_a_scene_whose_scoring_fails_is_invalid_alone_and_asked_once(tokenizer):
     environment.failing_scenes = {"b"}
     episodes = play([task("a"), task("b")], ScriptedEngine(tokenizer), environment, tokenizer)
     failed = (False, "error: RuntimeError: the map has a hole", 0)
-    assert [(e.valid, e.reason, len(e.turns)) for _, e in sorted(episodes.items())] == [(True, "clean", 2)] * 2 + [failed] * 2
+    ended = [(e.valid, e.reason, len(e.turns)) for _, e in sorted(episodes.items())]
+    assert ended == [(True, "clean", 2)] * 2 + [failed] * 2
     assert [len(call) for call in environment.steps] == [4, 2]
 
 
