@@ -11,7 +11,7 @@ from nemo_mtdrive.driving.scene import load_scene
 from nemo_mtdrive.pdm.agent import PDMAgent
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "pdm"
-FLOOR_PER_S = 300.0
+FLOOR_PER_S = 1000.0
 BATCH = 8
 
 
