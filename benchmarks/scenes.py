@@ -71,11 +71,12 @@ def opening(folder: Path, count: int) -> dict[str, float]:
         write_shard(folder / shard_file(number), [row._replace(scene_id=f"c{first + k:07d}") for k in range(SCENES_A_SHARD)])
     write_index(folder)
     size = sum(file.stat().st_size for file in folder.iterdir())
-    probe = ("import resource, sys, time\nfrom nemo_mtdrive.driving.sources import open_scenes\n"
-             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nt = time.perf_counter()\n"
+    probe = ("import sys, time\nfrom pathlib import Path\nfrom nemo_mtdrive.driving.sources import open_scenes\n"
+             "rss = lambda: int(Path('/proc/self/statm').read_text().split()[1]) * 4096 / 2**20\n"
+             "before = rss()\nt = time.perf_counter()\n"
              "s = open_scenes(sys.argv[1]); n = len(s.ids()); a = time.perf_counter() - t\n"
              "t = time.perf_counter(); s.load(s.ids()[n // 2]); b = time.perf_counter() - t\n"
-             "print(n, a, b, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)")
+             "print(n, a, b, rss() - before)")
     answer = subprocess.run([sys.executable, "-c", probe, f"files://{folder}"], check=True, capture_output=True, text=True)
     scenes, open_s, one_s, memory = answer.stdout.split()
     return {"scenes": int(scenes), "set_mb": round(size / 2**20, 1), "open_s": round(float(open_s), 3),
