@@ -32,6 +32,10 @@ def test_what_is_frozen_stays_and_the_rest_learns_as_before(
     assert frozen == {"tensors": tensors, "gradients": 0.0, "others": True, "kept": True, "moved": True}
 
 
+def test_a_frozen_model_goes_on_from_its_checkpoint_bit_by_bit(found: dict[str, Any]) -> None:
+    assert found["tensor"]["frozen_resuming"] == {"steps": True, "weights": True}
+
+
 def _config(**changes: Any) -> dict[str, Any]:
     return material.hf_config() | changes
 
