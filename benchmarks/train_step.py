@@ -218,7 +218,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     setting = {"config": options.config, "tokens": options.tokens, "conversations": options.conversations,
                "dtype": str(dtype()), "recompute": options.recompute, "hf_attention": hf_attention(),
                "transformer_engine": torch.cuda.is_available() and installed("transformer_engine"),
-               "timed": "forward and backward, without the optimizer; CPU time on a CPU", "tflop_a_step": operations / 1e12}  # fmt: skip
+               "timed": "forward and backward, without the optimizer; CPU time on a CPU",
+               "tflop_a_step": operations / 1e12}  # fmt: skip
     ratio = sides["hf"]["seconds"] / sides["ours"]["seconds"]
     return {"benchmark": "train_step", "command": " ".join(["python", *sys.argv]), "machine": machine, "setting": setting,
             "figures": sides["ours"], "peers": {"hf": sides["hf"]}, "ratios": {"tokens_per_s_to_hf": ratio}}  # fmt: skip
