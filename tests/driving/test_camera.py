@@ -68,16 +68,16 @@ def test_projection_matches_the_picture(name: str, place: tuple[float, float]) -
 
 
 def test_bytes_are_deterministic_and_differ_between_scenes(scenes: list[Scene]) -> None:
-    pictures = [render(scene, WIDTH, HEIGHT) for scene in scenes]
-    for scene, picture in zip(scenes[:8], pictures, strict=False):
+    pictures = [render(scene, WIDTH, HEIGHT) for scene in scenes[:14]]
+    for scene, picture in zip(scenes[:6], pictures, strict=False):
         assert picture.shape == (HEIGHT, WIDTH, 3) and picture.dtype == np.uint8 and picture.flags.c_contiguous
         assert render(scene, WIDTH, HEIGHT).tobytes() == picture.tobytes()
-    assert len({picture.tobytes() for picture in pictures}) == len(scenes)
+    assert len({picture.tobytes() for picture in pictures}) == len(pictures)
 
 
 def test_two_processes_paint_the_same_bytes() -> None:
     program = ("import hashlib; from nemo_mtdrive.driving.generator import MIXTURE, generate; "
-               "from nemo_mtdrive.driving.camera import render; picture = render(generate(3, MIXTURE), 960, 540); "
+               "from nemo_mtdrive.driving.camera import render; picture = render(generate(3, MIXTURE), 640, 360); "
                "print(hashlib.sha256(picture.tobytes()).hexdigest())")
     digests = [subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, check=True,
                               capture_output=True, text=True).stdout for seed in ("1", "2")]
