@@ -7,7 +7,6 @@ a rank's shard, exporting whole HF tensors, the layout of a checkpoint on disk, 
 from __future__ import annotations
 
 import re
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
