@@ -201,13 +201,13 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     sft = None
     if config.sft.steps:
         sft = SFTTrainer(config.sft, model, share, SFTDataset(run_dir / "sft_data", tokenizer), tokenizer)
-    rl = MTGRPOTrainer(config.mtgrpo, model, share, rollouts, cache, tokenizer, splits.train, config.seed,
-                       rollout)
-    checkpoints = CheckpointStore(run_dir / "checkpoints", keep=config.checkpoint.keep, metric=config.checkpoint.best_metric,
-                                   higher_is_better=config.checkpoint.higher_is_better, rank=ranks.rank, world_size=ranks.world,
-                                   barrier=parallel.barrier)
+    rl = MTGRPOTrainer(config.mtgrpo, model, share, rollouts, cache, tokenizer, splits.train, config.seed, rollout)
+    kept = config.checkpoint
+    checkpoints = CheckpointStore(run_dir / "checkpoints", keep=kept.keep, metric=kept.best_metric,
+                                  higher_is_better=kept.higher_is_better, rank=ranks.rank, world_size=ranks.world,
+                                  barrier=parallel.barrier)
     job = TrainingJob(config, run_dir, model, rollouts, sft, rl, splits, scene_arguments(config, run_dir), checkpoints,
-                      lambda folder: _save_model(model, folder, tokenizer_files(config)), lambda folder: _load_model(model, folder), progress,
+                      partial(_save_model, model, carried=tokenizer_files(config)), partial(_load_model, model), progress,
                       ranks.rank)
     with progress.phase("start rollout workers", total=rollout.workers, unit="workers"):
         rollouts.wait_ready()
