@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,6 +172,19 @@ def test_stopped_by_ctrl_c_and_resumed_is_the_same_run(finished: Path) -> None:
     for mine, theirs in zip(steps(run_dir, "rl"), steps(finished, "rl"), strict=True):
         assert {name: mine[name] for name in SAME_RUN} == {name: theirs[name] for name in SAME_RUN}
     assert weights(run_dir, "rl-000002") == weights(finished, "rl-000002")
+
+
+def test_resumed_on_another_process_grid_goes_on_alike(finished: Path) -> None:
+    """Saved by two tensor-parallel ranks, resumed by two data-parallel ones: weights, optimizer, reference, step."""
+    run_dir = sibling(finished, "other-grid")
+    shutil.copytree(finished / "checkpoints", run_dir / "checkpoints", symlinks=True)
+    shutil.rmtree(run_dir / "checkpoints" / "rl-000002")
+    for name in ("config.yaml", "metrics.jsonl", "splits.json"):
+        shutil.copyfile(finished / name, run_dir / name)
+    run(run_dir, "resume=true", "parallel.tensor=1", "parallel.data=2")
+    mine, theirs = steps(run_dir, "rl")[1], steps(finished, "rl")[1]
+    for name in ("loss", "grad_norm", "reward/mean", "kl", "turns/mean", "rollout/last_turn/PDMS"):
+        assert mine[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
 
 
 @pytest.mark.parametrize("victim", ["rollout-worker", "train-rank", "serve-env"])
