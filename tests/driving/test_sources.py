@@ -120,7 +120,9 @@ def test_addresses(tmp_path: Path) -> None:
                        ("procedural://?count=1&kinds=curve:x", "set it to NAME or NAME:WEIGHT"),
                        ("procedural://?count=1&difficulty=2", "got difficulty=2, set it to a number from 0 to 1"),
                        ("procedural://?count=1&width=5", "set both sides or none"),
-                       ("procedural://?count=1&split=holdout", "holdout"), ("files://", "(empty path)")):
+                       ("procedural://?count=1&split=holdout", "holdout"),
+                       ("procedural://?count=2&split=train&seed=999999999", "scene number 1000000000"),
+                       ("files://", "(empty path)")):
         with pytest.raises(SceneError) as caught:
             open_scenes(text)
         assert said in str(caught.value) and "\n" not in str(caught.value)

@@ -82,8 +82,12 @@ def _procedural(at: Address, width: int, height: int) -> SceneSource:
     if at.path:
         raise SceneError(f"{at}: generated scenes have no folder; set procedural://?count=N&seed=S")
     drawn = (width, height) if width else DRAWN_SIZE
-    seed = split_seed(at.parameters["split"], at.number("seed", 0)) if "split" in at.parameters else at.number("seed", 7)
-    return ProceduralScenes(at.number("count", 0), seed, at.weights("kinds") or MIXTURE, *drawn,
+    count, seed = at.number("count", 0), at.number("seed", 7)
+    if split := at.parameters.get("split"):
+        first = at.number("seed", 0)
+        seed = split_seed(split, first)
+        split_seed(split, first + max(count - 1, 0))  # the last one, too, belongs to this split
+    return ProceduralScenes(count, seed, at.weights("kinds") or MIXTURE, *drawn,
                             difficulty=at.share("difficulty", 0.5), commands=at.weights("commands") or None)
 
 
