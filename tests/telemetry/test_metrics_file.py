@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from nemo_mtdrive.telemetry.metrics import MetricsError, MetricsLogger, flatten, read_metrics
 
@@ -75,7 +76,6 @@ def test_a_step_is_logged_once(tmp_path: Path, step: int) -> None:
 
 
 def test_metrics_must_be_numbers_with_names_of_their_own(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
     assert flatten({"a": torch.tensor(2.5), "b": {"c": np.int64(3), "d": True}}) == {"a": 2.5, "b/c": 3, "b/d": 1}
     for bad in ("text", np.zeros(2), torch.zeros(3), [1.0]):
         with pytest.raises(MetricsError, match="metric 'x/y'"):
