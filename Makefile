@@ -6,13 +6,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 HASH = $(shell cat $(1) | sha256sum | cut -c1-12)
 TRAIN := $(VENV)/.train-$(call HASH,requirements/train-cpu.lock pyproject.toml)
 DEV := $(VENV)/.dev-$(call HASH,requirements/dev.lock)
+DEBIAN := $(VENV)/.debian-$(call HASH,requirements/debian.txt)
 
 .PHONY: demo test install lint types clean
 
 demo: $(TRAIN)
 	$(BIN)/nemo-mtdrive rl --config-name demo_cpu
 
-test: $(TRAIN) $(DEV)
+test: $(TRAIN) $(DEV) $(DEBIAN)
 	$(MAKE) --no-print-directory lint types
 	$(BIN)/python -m pytest
 
@@ -36,6 +37,10 @@ $(TRAIN):
 
 $(DEV): $(TRAIN)
 	$(BIN)/python -m pip install -q --no-deps -r requirements/dev.lock
+	touch $@
+
+$(DEBIAN): $(TRAIN)
+	@requirements/install_debian.sh
 	touch $@
 
 clean:
