@@ -90,7 +90,7 @@ def _curate(options: argparse.Namespace) -> None:
     from nemo_mtdrive.telemetry.progress import open_progress
 
     arguments = SceneArguments("files", str(options.scenes), 0, 0, 0, 0)
-    kinds = ("single_turn",) if options.kind == "single-turn" else ("two_turn",)
+    kinds = ("single_turn",) if options.kind == "single-turn" else ("multi_turn",)
     ids = list(arguments.open().ids())
     task = CurationTask(arguments, options.out, options.perception, kinds)
     with open_progress(sys.stderr, plain_every_s=10.0) as progress, \

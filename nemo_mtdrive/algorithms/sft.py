@@ -35,7 +35,7 @@ class SFTTrainer:
         self._share = share
         self._dataset = dataset
         self._tokenizer = tokenizer
-        pools = [dataset.indices("single_turn"), dataset.indices("two_turn")]
+        pools = [dataset.indices("single_turn"), dataset.indices("multi_turn")]
         shares = [1.0 - settings.two_turn_share, settings.two_turn_share]
         found = [(pool, share) for pool, share in zip(pools, shares, strict=True) if pool and share > 0]
         whole = sum(share for _, share in found)

@@ -15,7 +15,7 @@ from typing import Any
 
 from nemo_mtdrive.config import AgentConfig
 from nemo_mtdrive.data.datasets import write_image
-from nemo_mtdrive.data.multi_turn import two_turn
+from nemo_mtdrive.data.multi_turn import multi_turn
 from nemo_mtdrive.data.single_turn import single_turn
 from nemo_mtdrive.driving.sources import SceneSource, open_scenes
 from nemo_mtdrive.driving.sources.address import Address
@@ -60,9 +60,9 @@ class CurationTask:
     scenes: SceneArguments
     out: Path
     perception: str
-    kinds: tuple[str, ...] = ("single_turn", "two_turn")
+    kinds: tuple[str, ...] = ("single_turn", "multi_turn")
     agent: AgentConfig = field(default_factory=AgentConfig)
-    """Who gives the feedback of two-turn data."""
+    """Who gives the feedback of multi-turn data."""
 
 
 def curate(task: CurationTask, scene_ids: Sequence[str], workers: int, advance: Callable[[int], None]) -> Counter[str]:
@@ -111,7 +111,7 @@ def _curate_chunk(scene_ids: list[str], path: Path) -> Counter[str]:
         write_image(task.out / "images", key, image)
         if "single_turn" in task.kinds:
             lines.append(single_turn(scene, key))
-        if "two_turn" in task.kinds and (line := two_turn(scene, key, agent, task.perception)) is not None:
+        if "multi_turn" in task.kinds and (line := multi_turn(scene, key, agent, task.perception)) is not None:
             lines.append(line)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))

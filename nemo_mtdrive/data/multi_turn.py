@@ -16,7 +16,7 @@ from nemo_mtdrive.driving.trajectory import constant_velocity
 from nemo_mtdrive.pdm.review import Reviewer, feedback_to
 
 
-def two_turn(scene: Scene, image_key: str, agent: Reviewer, perception: str) -> dict[str, Any] | None:
+def multi_turn(scene: Scene, image_key: str, agent: Reviewer, perception: str) -> dict[str, Any] | None:
     """One line of two-turn data from the constant-velocity driver, or None where it breaks no rule.
 
     What is reviewed is the trajectory as written (two decimals), as in an episode.
@@ -29,8 +29,8 @@ def two_turn(scene: Scene, image_key: str, agent: Reviewer, perception: str) -> 
     if not feedback:
         return None
     return {
-        "id": f"{scene.scene_id}/two_turn/constant_velocity",
-        "kind": "two_turn",
+        "id": f"{scene.scene_id}/multi_turn/constant_velocity",
+        "kind": "multi_turn",
         "scene_id": scene.scene_id,
         "messages": [
             {"role": "user", "content": IMAGE_PLACEHOLDER + question(scene)},

@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sft_data")
     done: list[int] = []
     counts = curate(CurationTask(SCENES, out, "oracle"), list(SCENES.open().ids()), 1, done.append)
-    assert sum(done) == 6 and counts["single_turn"] == 6 and counts["two_turn"] >= 1
+    assert sum(done) == 6 and counts["single_turn"] == 6 and counts["multi_turn"] >= 1
     return out
 
 
@@ -43,7 +43,7 @@ def test_lines_are_the_papers_conversations(data: Path) -> None:
         assert texts[0].startswith("<image>\nAs an autonomous driving system, predict the vehicle's trajectory")
         assert texts[-1] == answer_text(scene.future)
         assert line["provenance"]["target"] == "human"
-        if line["kind"] == "two_turn":
+        if line["kind"] == "multi_turn":
             assert roles == ["user", "assistant", "user", "assistant"]
             assert texts[1] == answer_text(constant_velocity(scene))
             (review,) = agent.review(scene, parse_answer(texts[1]).trajectory[None])
