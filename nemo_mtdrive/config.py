@@ -143,19 +143,34 @@ class ParallelConfig:
 
 
 @dataclass
-class SFTConfig:
-    """Cold start on single-turn and two-turn data (Section 3.2); skipped when `steps` is 0."""
+class SFTStage:
+    """Training on a mixture of data for some epochs; the schedule of the learning rate begins anew with each stage."""
 
-    steps: int = 6720
-    """215,000 samples, batch 128, 4 epochs (Section 4.1)."""
+    kinds: dict[str, float] = field(default_factory=dict)
+    """How often a sample of each kind comes in an epoch, as {single_turn: 1, multi_turn: 0.5}; empty: all, once."""
+    epochs: float = 4.0
+    """Section 4.1 (Table 2's ablation: 6)."""
+    steps: int = 0
+    """Optimizer steps, where above 0; else as many as the epochs take."""
+
+
+@dataclass
+class SFTConfig:
+    """Supervised fine-tuning (Section 3.2): single-turn, multi-turn and understanding data."""
+
+    stages: list[SFTStage] = field(default_factory=lambda: [SFTStage()])
+    """One stage on everything (Table 2, ID 3 to 5), two for single-turn data first (ID 2); none skips SFT."""
+    data: str = ""
+    """Folder of SFT data (`nemo-mtdrive curate`); empty: curated from the training scenes in the run's folder."""
+    learn: str = "last"
+    """Which answers of multi-turn data are learned: the last one (earlier ones are rejected trajectories) or all."""
     batch_size: int = 128
-    micro_batch_tokens: int = 16384
-    """Tokens of a micro-batch, padding included; conversations of like length go together."""
+    micro_batch_tokens: int = 11500
+    """Tokens of a micro-batch, packed."""
     lr: float = 4e-5
+    """At the end of the warm-up; a cosine takes it down to a hundredth."""
     warmup_steps: int = 100
     weight_decay: float = 0.01
-    two_turn_share: float = 0.4
-    """Share of two-turn samples in a batch; paper: 50,000 of 130,000 trajectory samples."""
     seed: int = 11
 
 
@@ -216,7 +231,9 @@ class ValidationConfig:
     """Held-out evaluation inside a run."""
 
     every_steps: int = 25
-    """0: only before SFT, after SFT and after RL."""
+    """RL steps; 0: only before SFT, after SFT and after RL."""
+    sft_every_steps: int = 0
+    """SFT steps; 0: none between."""
     scenes: int = 200
 
 
@@ -251,6 +268,8 @@ class Config:
     run_dir: str = "runs/rl"
     seed: int = 1
     resume: bool = False
+    max_time_per_run: str = ""
+    """DAYS:HOURS:MINUTES:SECONDS; the job then ends after a checkpoint, and `resume=true` goes on. Empty: no limit."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nemo_mtdrive.config import AgentConfig, Config, ScenesConfig
+    from nemo_mtdrive.config import AgentConfig, Config, ScenesConfig, SFTConfig
 
 IMAGE_MULTIPLE = 28
 """Sides of an image are multiples of this: 14-pixel patches, merged 2 x 2."""
@@ -47,6 +47,38 @@ def check(config: Config) -> None:
     if start and not any((Path(start) / part / "config.json").is_file() for part in ("", "context/hf", "model/context/hf")):
         raise ConfigError(f"model.init_from={start!r}: no config.json there; set it to a Qwen2.5-VL directory")
     _check_agent(config.agent)
+    _check_sft(config.sft)
+    seconds_of(config.max_time_per_run)
+
+
+def seconds_of(limit: str) -> float | None:
+    """Seconds of `max_time_per_run`, None for no limit.
+
+    Raises:
+        ConfigError: not of the form DAYS:HOURS:MINUTES:SECONDS.
+    """
+    if not limit:
+        return None
+    parts = limit.split(":")
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"max_time_per_run={limit!r}: set it to DAYS:HOURS:MINUTES:SECONDS, as 00:03:45:00")
+    days, hours, minutes, seconds = map(int, parts)
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+SFT_KINDS = ("single_turn", "multi_turn", "understanding")
+
+
+def _check_sft(sft: SFTConfig) -> None:
+    if sft.data and not any(Path(sft.data).glob("*.jsonl")):
+        raise ConfigError(f"sft.data={sft.data!r}: no *.jsonl there; set it to a folder that `nemo-mtdrive curate` wrote")
+    for number, stage in enumerate(sft.stages):
+        key = f"sft.stages[{number}]"
+        for kind, times in stage.kinds.items():
+            if kind not in SFT_KINDS or times < 0:
+                raise ConfigError(f"{key}.kinds: {kind}: {times:g}; set kinds of {', '.join(SFT_KINDS)} to 0 or more")
+        if stage.steps < 0 or (stage.steps == 0 and stage.epochs <= 0):
+            raise ConfigError(f"{key}: steps={stage.steps}, epochs={stage.epochs:g}; set one of them above 0")
 
 
 SOURCES = {"procedural": "", "files": "scene files", "av2": "AV2 logs", "navsim": "OpenScene data", "py123d": "py123d data"}
@@ -70,6 +102,7 @@ CHOICES = {
     "rollout.dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
     "model.recompute": ("none", "selective", "full"),
+    "sft.learn": ("last", "all"),
     "mtgrpo.estimator": ("sequence", "per_turn", "cross_turn", "unbiased"),
     "mtgrpo.tied_groups": ("keep", "drop", "refill"),
     "mtgrpo.aggregation": ("sequence_mean", "token_mean", "constant"),
@@ -79,10 +112,10 @@ CHOICES = {
 
 MAY_BE_ZERO = frozenset((
     "seed", "scenes.seed", "scenes.difficulty", "environment.port", "environment.retries", "reward.pdm_weight",
-    "reward.format_weight", "sft.steps", "sft.warmup_steps", "sft.weight_decay", "sft.two_turn_share", "sft.seed",
+    "reward.format_weight", "sft.warmup_steps", "sft.weight_decay", "sft.seed",
     "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "mtgrpo.dual_clip",
     "mtgrpo.importance_cap", "validation.every_steps",
-    "validation.scenes", "checkpoint.every_steps", "logging.recorded_episodes",
+    "validation.sft_every_steps", "validation.scenes", "checkpoint.every_steps", "logging.recorded_episodes",
 ))
 
 

@@ -199,8 +199,10 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     cache = IPTC(device, transfer.tensor_cache_mb * MEGABYTE, enabled=transfer.iptc)
     splits = read_splits(run_dir)
     sft = None
-    if config.sft.steps:
-        sft = SFTTrainer(config.sft, model, share, SFTDataset(run_dir / "sft_data", tokenizer), tokenizer)
+    if config.sft.stages:
+        folder_of_data = Path(config.sft.data) if config.sft.data else run_dir / "sft_data"
+        dataset = SFTDataset(folder_of_data, tokenizer, config.sft.learn)
+        sft = SFTTrainer(config.sft, model, share, dataset, tokenizer, rollout.max_context)
     rl = MTGRPOTrainer(config.mtgrpo, model, share, rollouts, cache, tokenizer, splits.train, config.seed, rollout)
     kept = config.checkpoint
     checkpoints = CheckpointStore(run_dir / "checkpoints", keep=kept.keep, metric=kept.best_metric,

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.end_to_end
 
 SMALL = (
     "scenes.count=12", "scenes.held_out=3", "validation.scenes=3", "rollout.max_turns=3", "rollout.max_answer_tokens=96",
-    "sft.steps=3", "sft.batch_size=8", "model.layers=1", "model.vision_layers=1",
+    "sft.stages=[{steps: 3}]", "sft.batch_size=8", "model.layers=1", "model.vision_layers=1",
     "mtgrpo.steps=2", "mtgrpo.prompts_per_step=2", "mtgrpo.mini_batch_prompts=1", "mtgrpo.group_size=4",
     "checkpoint.every_steps=1", "logging.recorded_episodes=2",
 )

@@ -113,16 +113,19 @@ class TrainingJob:
     def run_sft(self, done: int) -> None:
         """SFT from step `done` on; a checkpoint at the end and every `checkpoint.sft_every_steps`."""
         assert self.sft is not None
-        settings = self.config.sft
-        with self._metrics("sft", done) as metrics, \
-                self.progress.phase("SFT", total=settings.steps, unit="steps") as bar:
+        total = self.sft.steps
+        with self._metrics("sft", done) as metrics, self.progress.phase("SFT", total=total, unit="steps") as bar:
             bar.advance(done)
-            for step in range(done, settings.steps):
+            for step in range(done, total):
                 values = self.sft.step(step)
                 metrics.log(step, values)
                 bar.advance(1, loss=values["loss"])
-                if (step + 1) % self.config.checkpoint.sft_every_steps == 0 and step + 1 < settings.steps:
+                if (step + 1) % self.config.checkpoint.sft_every_steps == 0 and step + 1 < total:
                     self.save(JobState("sft", step + 1), {})
+                every = self.config.validation.sft_every_steps
+                if every and (step + 1) % every == 0 and step + 1 < total:
+                    self.rollouts.publish_next()
+                    self.evaluate(f"sft_step_{step + 1}")
         self.policy.set_reference()
         self.rollouts.publish_next()
         self.save(JobState("rl", 0), {})

@@ -100,7 +100,7 @@ class MTGRPOTrainer:
             groups = self.roll_out(step)
         with self.timers("advantage"):
             mini_batches = self.assemble(step, groups)
-        self.policy.set_lr(self.settings.lr)
+        self.policy.set_lr(self.settings.lr, self.settings.weight_decay)
         self.policy.temperature = self.rollout.temperature  # pi_theta is what the rollouts sample from
         with self.timers("log_prob"):
             self.recompute_old_logprobs(mini_batches)

@@ -24,8 +24,8 @@ class Policy(Protocol):
     temperature: float
     """Of softmax(logits / temperature), which is what is trained and scored."""
 
-    def set_lr(self, lr: float) -> None:
-        """Learning rate of the next optimizer steps."""
+    def set_lr(self, lr: float, weight_decay: float = 0.0) -> None:
+        """Learning rate and decoupled weight decay of the next optimizer steps."""
 
     def set_reference(self) -> None:
         """pi_ref <- pi_theta (Algorithm 1, line 4)."""

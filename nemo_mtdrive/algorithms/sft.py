@@ -1,8 +1,9 @@
-"""SFT cold start (Section 3.2): cross entropy on the last answer of single-turn and two-turn conversations."""
+"""Supervised fine-tuning (Section 3.2): cross entropy on the answers of single-turn, multi-turn and understanding data."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -10,61 +11,113 @@ from nemo_mtdrive.algorithms.batch import build_micro_batch, pack
 from nemo_mtdrive.algorithms.loss import sft_loss
 from nemo_mtdrive.algorithms.policy import DataShare, MicroBatch, Policy
 from nemo_mtdrive.config import SFTConfig
-from nemo_mtdrive.data.datasets import SFTDataset, TokenSequence
-from nemo_mtdrive.data.sampler import EpochSampler
+from nemo_mtdrive.data.datasets import DataError, SFTDataset, TokenSequence
+from nemo_mtdrive.data.sampler import MixedSampler
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
 from nemo_mtdrive.telemetry.timers import StepTimers
 from nemo_mtdrive.types import NOT_OURS
 
 
-def learning_rate(step: int, settings: SFTConfig) -> float:
-    """Linear warm-up to `lr`, then a cosine to a hundredth of it at the last step."""
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of steps on one mixture of data."""
+
+    first_step: int
+    steps: int
+    sampler: MixedSampler
+
+
+def plan_stages(settings: SFTConfig, dataset: SFTDataset) -> list[Stage]:
+    """The stages of a config on the data that is there, one after another.
+
+    Raises:
+        DataError: a stage wants a kind of data that is not there.
+    """
+    kinds, stages = dataset.kinds(), list[Stage]()
+    for number, wanted in enumerate(settings.stages):
+        weights = {kind: weight for kind, weight in wanted.kinds.items() if weight} or dict.fromkeys(kinds, 1.0)
+        missing = sorted(weights.keys() - kinds.keys())
+        if missing:
+            raise DataError(f"sft.stages[{number}]: no {' or '.join(missing)} data; there is {', '.join(sorted(kinds))}")
+        names = sorted(weights)
+        pools, shares = [kinds[name] for name in names], [weights[name] for name in names]
+        sampler = MixedSampler(pools, shares, settings.seed + 100 * number)
+        steps = wanted.steps or math.ceil(wanted.epochs * sampler.epoch_size / settings.batch_size)
+        stages.append(Stage(sum(stage.steps for stage in stages), steps, sampler))
+    return stages
+
+
+def learning_rate(step: int, steps: int, settings: SFTConfig) -> float:
+    """Linear warm-up to `lr`, then a cosine to a hundredth of it at the last of `steps` steps."""
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
     return settings.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * done)))
 
 
 class SFTTrainer:
-    """One optimizer step at a time; what a step draws depends on its number alone, so a resumed run is the same run."""
+    """One optimizer step at a time; what a step draws depends on its number alone, so a run that was stopped in the middle
+    of an epoch goes on as the same run.
+
+    Args:
+        max_tokens: conversations that are longer are left out, and counted.
+
+    Raises:
+        DataError: see `plan_stages`.
+    """
 
     def __init__(self, settings: SFTConfig, policy: Policy, share: DataShare, dataset: SFTDataset,
-                 tokenizer: Tokenizer) -> None:
+                 tokenizer: Tokenizer, max_tokens: int) -> None:
         self._settings = settings
         self._policy = policy
         self._share = share
         self._dataset = dataset
         self._tokenizer = tokenizer
-        pools = [dataset.indices("single_turn"), dataset.indices("multi_turn")]
-        shares = [1.0 - settings.two_turn_share, settings.two_turn_share]
-        found = [(pool, share) for pool, share in zip(pools, shares, strict=True) if pool and share > 0]
-        whole = sum(share for _, share in found)
-        counts = [round(settings.batch_size * share / whole) for _, share in found]
-        counts[0] = settings.batch_size - sum(counts[1:])
-        self._draws = [(pool, count, EpochSampler(len(pool), settings.seed + kind))
-                       for kind, ((pool, _), count) in enumerate(zip(found, counts, strict=True))]
+        self._max_tokens = max_tokens
+        self._stages = plan_stages(settings, dataset)
+        self.steps = sum(stage.steps for stage in self._stages)
+        """Of all stages."""
 
     def step(self, step: int) -> dict[str, float]:
-        """Train on the global batch of this step; returns its metrics."""
+        """Train on the global batch of this step; returns its metrics.
+
+        Raises:
+            DataError: all its conversations are too long.
+        """
         timers = StepTimers()
+        number, stage = self._stage(step)
+        lr = learning_rate(step - stage.first_step, stage.steps, self._settings)
         with timers("batch"):
             sequences = self._draw(step)
+            too_long = self._settings.batch_size - len(sequences)
             learned = sum(int((s.turn_of_token != NOT_OURS).sum()) for s in sequences)
             micro_batches = self._micro_batches(sequences)
         with timers("update"):
             self._policy.temperature = 1.0
-            self._policy.set_lr(learning_rate(step, self._settings))
+            self._policy.set_lr(lr, self._settings.weight_decay)
             self._policy.loss_function = lambda logprobs, batch: self._loss(logprobs, batch, learned)
             self._policy.prepare_for_training_step()
             loss, metrics = self._policy.get_loss_and_metrics(micro_batches, forward_only=False)
             grad_norm = self._policy.finish_training_step()
-        return {"loss": loss, "grad_norm": grad_norm, "lr": learning_rate(step, self._settings),
+        return {"loss": loss, "grad_norm": grad_norm, "lr": lr,
                 "tokens": float(sum(len(s.tokens) for s in sequences)), "samples": float(len(sequences)),
+                "samples_too_long": float(too_long), "stage": float(number),
+                "epoch": (step + 1 - stage.first_step) * self._settings.batch_size / stage.sampler.epoch_size,
                 **metrics, **timers.collect()}
 
+    def _stage(self, step: int) -> tuple[int, Stage]:
+        """The stage of a step, and its number."""
+        return next((number, stage) for number, stage in enumerate(self._stages) if step < stage.first_step + stage.steps)
+
     def _draw(self, step: int) -> list[TokenSequence]:
-        return [self._dataset[pool[index]] for pool, count, sampler in self._draws
-                for index in sampler.take(step * count, count)]
+        _, stage = self._stage(step)
+        size = self._settings.batch_size
+        drawn = [self._dataset[index] for index in stage.sampler.take((step - stage.first_step) * size, size)]
+        fitting = [sequence for sequence in drawn if len(sequence.tokens) <= self._max_tokens]
+        if not fitting:
+            raise DataError(f"SFT step {step}: all {size} conversations have more than {self._max_tokens} tokens; set "
+                            "rollout.max_context higher")
+        return fitting
 
     def _micro_batches(self, sequences: list[TokenSequence]) -> list[MicroBatch]:
         """This data rank's share: conversations of like length together, micro-batches dealt to the ranks."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from nemo_mtdrive.data.single_turn import IMAGE_PLACEHOLDER
 from nemo_mtdrive.dialogue.conversation import encode_dialogue
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
+from nemo_mtdrive.types import NOT_OURS
 
 PATCH = 14
 """Side of a vision patch [px]."""
@@ -33,11 +38,6 @@ class TokenSequence:
     """[T] turn j of tokens to learn from, -1 elsewhere."""
     image_keys: tuple[str, ...]
     image_grids: tuple[tuple[int, int, int], ...]
-
-
-def image_grid(image: NDArray[np.uint8]) -> tuple[int, int, int]:
-    """(t, h, w) in patches of an image [H, W, 3]."""
-    return 1, image.shape[0] // PATCH, image.shape[1] // PATCH
 
 
 def write_image(folder: Path, key: str, image: NDArray[np.uint8]) -> None:
@@ -63,43 +63,74 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 class SFTDataset:
-    """The lines of a folder's *.jsonl, tokenised when asked for; images are read by key and kept."""
+    """The lines of a folder's *.jsonl, tokenised when asked for; images are read by key, the last ones used are kept.
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+    Args:
+        folder: with *.jsonl and images/.
+        tokenizer: of the model.
+        learn: of multi-turn lines, the `last` answer (earlier ones are rejected trajectories) or `all`; of understanding
+            lines all are learned.
+        images_kept: decoded images in memory; those of a batch and of the next one should fit.
+
+    Raises:
+        DataError: there is no line, or one is none.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, learn: str = "last", images_kept: int = 256) -> None:
         self._folder = folder
         self._tokenizer = tokenizer
+        self._learn_all = learn == "all"
         self._lines = [line for path in sorted(folder.glob("*.jsonl")) for line in _read_lines(path)]
         if not self._lines:
-            raise DataError(f"{folder}: no SFT data there; run `nemo-mtdrive curate single-turn` first")
-        self._sequences: dict[int, TokenSequence] = {}
-        self._images: dict[str, NDArray[np.uint8]] = {}
-
-    def indices(self, kind: str) -> list[int]:
-        """Indices of the lines of one kind."""
-        return [i for i, line in enumerate(self._lines) if line["kind"] == kind]
-
-    def image(self, key: str) -> NDArray[np.uint8]:
+            raise DataError(f"{folder}: no SFT data there; run `nemo-mtdrive curate` first")
+        self.image = lru_cache(images_kept)(self._read)
         """RGB [H, W, 3] of an image key."""
-        if key not in self._images:
-            self._images[key] = read_image(self._folder / "images" / f"{key}.png")
-        return self._images[key]
+        self._ahead = ThreadPoolExecutor(2, thread_name_prefix="sft-images")
+        self._grids: dict[str, tuple[int, int, int]] = {}
+
+    def kinds(self) -> dict[str, list[int]]:
+        """Indices of the lines of each kind."""
+        found: dict[str, list[int]] = {}
+        for index, line in enumerate(self._lines):
+            found.setdefault(line["kind"], []).append(index)
+        return found
+
+    def read_ahead(self, keys: Iterable[str]) -> None:
+        """Read images in the background, so that the next batch finds them; what cannot be read fails when it is used."""
+        for key in keys:
+            self._ahead.submit(self.image, key)
 
     def __getitem__(self, index: int) -> TokenSequence:
-        """The index-th line; only the last answer is learned from (earlier ones are another driver's)."""
-        if index not in self._sequences:
-            self._sequences[index] = self._encode(self._lines[index])
-        return self._sequences[index]
-
-    def _encode(self, line: dict[str, Any]) -> TokenSequence:
+        """The index-th line."""
+        line = self._lines[index]
         keys = tuple(Path(name).stem for name in line["images"])
-        grids = tuple(image_grid(self.image(key)) for key in keys)
+        if len(keys) != 1:
+            raise DataError(f"{line['id']}: {len(keys)} images; a conversation has one")
         contents = [message["content"] for message in line["messages"]]
         answers, feedback = contents[1::2], [*contents[2::2], None]
-        conversation = encode_dialogue(self._tokenizer, contents[0].removeprefix(IMAGE_PLACEHOLDER), grids[0],
+        conversation = encode_dialogue(self._tokenizer, contents[0].removeprefix(IMAGE_PLACEHOLDER), self._grid(keys[0]),
                                        list(zip(answers, feedback, strict=True)))
         turns = np.asarray(conversation.turn_of_token, dtype=np.int16)
-        learned = np.where(turns == len(answers) - 1, turns, -1).astype(np.int16)
-        return TokenSequence(np.asarray(conversation.tokens, dtype=np.int32), learned, keys, grids)
+        if not self._learn_all and line["kind"] != "understanding":
+            turns = np.where(turns == len(answers) - 1, turns, NOT_OURS).astype(np.int16)
+        return TokenSequence(np.asarray(conversation.tokens, dtype=np.int32), turns, keys, (self._grid(keys[0]),))
+
+    def _read(self, key: str) -> NDArray[np.uint8]:
+        return read_image(self._path(key))
+
+    def _path(self, key: str) -> Path:
+        return self._folder / "images" / f"{key}.png"
+
+    def _grid(self, key: str) -> tuple[int, int, int]:
+        """(t, h, w) in patches; the file's header tells it, so that other ranks' images are not decoded."""
+        if key not in self._grids:
+            try:
+                with Image.open(self._path(key)) as header:
+                    width, height = header.size
+            except OSError as error:
+                raise DataError(f"{self._path(key)}: no such image; curate the data again") from error
+            self._grids[key] = (1, height // PATCH, width // PATCH)
+        return self._grids[key]
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def prepare(config: Config, run_dir: Path, progress: Progress) -> Splits:
     if config.scenes.source == "procedural" and not config.scenes.uri:
         _generate(config, run_dir / "scenes", workers, progress)
     splits = _split(config, arguments, run_dir / "splits.json")
-    if config.sft.steps:
+    if config.sft.stages and not config.sft.data:
         task = CurationTask(arguments, run_dir / "sft_data", config.environment.perception, agent=config.agent)
         with progress.phase("SFT data", total=len(splits.train), unit="scenes") as bar:
             counts = curate(task, splits.train, workers, bar.advance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class EpochSampler:
@@ -28,6 +29,49 @@ class EpochSampler:
             self._epoch = epoch
             self._order = np.random.default_rng((self._seed, epoch)).permutation(self._count)
         return int(self._order[offset])
+
+
+class MixedSampler:
+    """Items of several pools, mixed anew each epoch; an epoch takes `weight` times the items of a pool.
+
+    A weight above 1 repeats items, one below 1 takes a part, another one each epoch until all had their turn.
+
+    Args:
+        pools: the items of each pool.
+        weights: of each pool, 0 or more.
+        seed: of the order.
+
+    Raises:
+        ValueError: an epoch would have no item.
+    """
+
+    def __init__(self, pools: Sequence[Sequence[int]], weights: Sequence[float], seed: int) -> None:
+        self._pools = [np.asarray(pool, dtype=np.int64) for pool in pools]
+        self._counts = [round(weight * len(pool)) for pool, weight in zip(pools, weights, strict=True)]
+        self._samplers = [EpochSampler(len(pool), seed + place) if len(pool) else None for place, pool in enumerate(pools)]
+        self._seed = seed
+        self._epoch = -1
+        self._order = np.zeros(0, dtype=np.int64)
+        self.epoch_size = sum(self._counts)
+        """Items of an epoch."""
+        if not self.epoch_size:
+            sizes = [len(pool) for pool in pools]
+            raise ValueError(f"nothing to sample from: pools of {sizes} items, weights {list(weights)}")
+
+    def take(self, start: int, size: int) -> list[int]:
+        """Items start .. start + size of the endless sequence of epochs."""
+        return [self._at(position) for position in range(start, start + size)]
+
+    def _at(self, position: int) -> int:
+        epoch, offset = divmod(position, self.epoch_size)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._mixed(epoch)
+        return int(self._order[offset])
+
+    def _mixed(self, epoch: int) -> NDArray[np.int64]:
+        whole = zip(self._pools, self._samplers, self._counts, strict=True)
+        taken = [pool[sampler.take(epoch * count, count)] for pool, sampler, count in whole if sampler and count]
+        return np.random.default_rng((self._seed, epoch)).permutation(np.concatenate(taken))
 
 
 def split_ids(ids: Sequence[str], held_out: int, seed: int) -> tuple[list[str], list[str]]:

@@ -38,7 +38,7 @@ SCORES = ("NC", "DAC", "TTC", "C", "EP")
 CONFIG_KEYS = (
     ("scenes", "scenes.source"), ("training scenes", "scenes.count"), ("held out", "scenes.held_out"),
     ("perception", "environment.perception"), ("turns at most", "rollout.max_turns"), ("model", "model.init_from"),
-    ("tensor parallel", "parallel.tensor"), ("data parallel", "parallel.data"), ("SFT steps", "sft.steps"),
+    ("tensor parallel", "parallel.tensor"), ("data parallel", "parallel.data"), ("SFT batch", "sft.batch_size"),
     ("RL steps", "mtgrpo.steps"), ("estimator", "mtgrpo.estimator"), ("group size", "mtgrpo.group_size"),
     ("scenes a step", "mtgrpo.prompts_per_step"), ("RL learning rate", "mtgrpo.lr"),
     ("KL coefficient", "mtgrpo.kl_coefficient"), ("IPSS", "transfer.ipss"), ("IPTC", "transfer.iptc"), ("seed", "seed"),

@@ -100,10 +100,11 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
         """Training stops for a while (rollouts come next)."""
         self.module.eval()
 
-    def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the next steps."""
+    def set_lr(self, lr: float, weight_decay: float = 0.0) -> None:
+        """Set learning rate and weight decay of the next steps; biases and norms do not decay (megatron's `wd_mult`)."""
         for group in self._optimizer().param_groups:
             group["lr"] = lr
+            group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
 
     def prepare_for_training_step(self) -> None:
         """Zero the gradients."""

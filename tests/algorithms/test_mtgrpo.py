@@ -98,7 +98,7 @@ class BigramPolicy:
         found = torch.log_softmax(table, -1)[classes[:, :-1], classes[:, 1:]]
         return torch.cat([torch.zeros(len(tokens), 1, dtype=found.dtype), found], 1)
 
-    def set_lr(self, lr: float) -> None:
+    def set_lr(self, lr: float, weight_decay: float = 0.0) -> None:
         self.lr = lr
 
     def set_reference(self) -> None:

@@ -9,16 +9,16 @@ import torch
 
 from nemo_mtdrive.algorithms.policy import DataShare
 from nemo_mtdrive.algorithms.sft import SFTTrainer, learning_rate
-from nemo_mtdrive.config import SFTConfig
-from nemo_mtdrive.data.datasets import TokenSequence
+from nemo_mtdrive.config import SFTConfig, SFTStage
+from nemo_mtdrive.data.datasets import DataError, TokenSequence
 from nemo_mtdrive.dialogue.conversation import encode_dialogue
 from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
 from tests.algorithms.test_mtgrpo import GRID, IMAGE, BigramPolicy
 
 
 def test_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
-    settings = SFTConfig(steps=100, warmup_steps=10, lr=1.0)
-    rates = [learning_rate(step, settings) for step in range(101)]
+    settings = SFTConfig(warmup_steps=10, lr=1.0)
+    rates = [learning_rate(step, 100, settings) for step in range(101)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == pytest.approx(1.0) and rates[100] == pytest.approx(0.01)
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
@@ -39,8 +39,8 @@ class Conversations:
         learned[learned < len(turns) - 1] = -1
         return TokenSequence(talk.tokens, learned, ("k",), (GRID,))
 
-    def indices(self, kind: str) -> list[int]:
-        return list(range(10)) if kind == "single_turn" else list(range(10, 15))
+    def kinds(self) -> dict[str, list[int]]:
+        return {"single_turn": list(range(10)), "multi_turn": list(range(10, 15))}
 
     def image(self, key: str):
         return IMAGE
@@ -54,19 +54,57 @@ def conversations() -> Conversations:
     return Conversations(Tokenizer.load(TINY_TOKENIZER))
 
 
-def trainer(conversations: Conversations, share: tuple[int, int] = (0, 1), tokens: int = 100) -> SFTTrainer:
-    settings = SFTConfig(steps=10, batch_size=8, micro_batch_tokens=tokens, lr=0.1, warmup_steps=0, two_turn_share=0.25)
+def trainer(conversations: Conversations, share: tuple[int, int] = (0, 1), tokens: int = 100,
+            stages: list[SFTStage] | None = None, max_tokens: int = 1000) -> SFTTrainer:
+    settings = SFTConfig(stages or [SFTStage(steps=10)], batch_size=8, micro_batch_tokens=tokens, lr=0.1, warmup_steps=0)
     return SFTTrainer(settings, BigramPolicy(0), DataShare(*share, torch.device("cpu")), conversations,
-                      Tokenizer.load(TINY_TOKENIZER))
+                      Tokenizer.load(TINY_TOKENIZER), max_tokens)
 
 
-def test_a_batch_has_the_shares_and_comes_again(conversations: Conversations) -> None:
+def two_turns(conversations: Conversations, drawn: list[TokenSequence]) -> int:
+    return sum(any(row is two for two in conversations.rows[10:]) for row in drawn)
+
+
+def test_what_a_step_draws_comes_again(conversations: Conversations) -> None:
     run = trainer(conversations)
     drawn = run._draw(3)
-    assert len(drawn) == 8
-    assert sum(any(row is two for two in conversations.rows[10:]) for row in drawn) == 2
     run._draw(0)
-    assert [id(row) for row in run._draw(3)] == [id(row) for row in drawn]
+    assert len(drawn) == 8 and [id(row) for row in run._draw(3)] == [id(row) for row in drawn]
+    assert [id(row) for row in trainer(conversations)._draw(3)] == [id(row) for row in drawn]
+
+
+def test_an_epoch_has_every_conversation_once_or_as_often_as_is_asked(conversations: Conversations) -> None:
+    whole = trainer(conversations, stages=[SFTStage(epochs=8)])  # 15 samples: 8 epochs are 15 batches of 8
+    assert whole.steps == 15
+    drawn = [id(row) for step in range(15) for row in whole._draw(step)]
+    assert all(drawn.count(id(row)) == 8 for row in conversations.rows)
+    mixed = trainer(conversations, stages=[SFTStage({"single_turn": 0.5, "multi_turn": 3.0}, epochs=2)])
+    assert mixed.steps == 5 and sum(two_turns(conversations, mixed._draw(step)) for step in range(5)) == 30
+
+
+def test_two_stages_follow_each_other_each_with_its_own_schedule(conversations: Conversations) -> None:
+    run = trainer(conversations, stages=[SFTStage({"single_turn": 1.0}, steps=2), SFTStage({"multi_turn": 1.0}, steps=3)])
+    assert run.steps == 5
+    assert [two_turns(conversations, run._draw(step)) for step in range(5)] == [0, 0, 8, 8, 8]
+    metrics = [run.step(step) for step in range(5)]
+    assert [row["stage"] for row in metrics] == [0, 0, 1, 1, 1]
+    assert metrics[0]["lr"] == metrics[2]["lr"] == 0.1 and metrics[1]["lr"] < 0.1
+    assert [row["epoch"] for row in metrics] == pytest.approx([0.8, 1.6, 1.6, 3.2, 4.8])
+
+
+def test_data_that_is_not_there_is_refused(conversations: Conversations) -> None:
+    with pytest.raises(DataError, match=r"sft.stages\[0\]: no understanding data; there is multi_turn, single_turn"):
+        trainer(conversations, stages=[SFTStage({"understanding": 1.0})])
+
+
+def test_conversations_that_are_too_long_are_left_out_and_counted(conversations: Conversations) -> None:
+    limit = max(len(row.tokens) for row in conversations.rows[:10])
+    run = trainer(conversations, max_tokens=limit)
+    steps = [step for step in range(10) if len(run._draw(step)) < 8]
+    metrics = run.step(steps[0])
+    assert metrics["samples_too_long"] == 8 - len(run._draw(steps[0])) > 0
+    with pytest.raises(DataError, match="more than 3 tokens; set rollout.max_context higher"):
+        trainer(conversations, max_tokens=3).step(0)
 
 
 def test_a_step_is_the_mean_over_the_answers(conversations: Conversations) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
-from nemo_mtdrive.data.sampler import EpochSampler, split_ids
+from nemo_mtdrive.data.sampler import EpochSampler, MixedSampler, split_ids
 
 
 def test_each_epoch_has_every_item_once_in_another_order() -> None:
@@ -24,6 +26,28 @@ def test_a_position_gives_the_same_item_whatever_was_asked_before() -> None:
 def test_nothing_to_sample_from() -> None:
     with pytest.raises(ValueError, match="got 0 items"):
         EpochSampler(0, seed=1)
+
+
+def test_a_mixed_epoch_has_each_pool_as_often_as_its_weight() -> None:
+    pools = [range(8), range(100, 106), range(200, 203)]
+    sampler = MixedSampler(pools, [1.0, 0.5, 2.0], seed=4)
+    assert sampler.epoch_size == 8 + 3 + 6
+    first, second = Counter(sampler.take(0, 17)), Counter(sampler.take(17, 17))
+    assert all(first[item] == second[item] == 1 for item in pools[0])
+    assert all(first[item] == second[item] == 2 for item in pools[2])
+    assert all(first[item] + second[item] == 1 for item in pools[1])  # the half that the first epoch left out comes second
+    assert sampler.take(0, 17) != sorted(sampler.take(0, 17))
+
+
+def test_a_mixed_sampler_gives_the_same_items_whatever_was_asked_before() -> None:
+    def fresh() -> MixedSampler:
+        return MixedSampler([range(5), range(10, 17)], [1.0, 1.5], seed=1)
+
+    together = fresh().take(0, 45)
+    sampler = fresh()
+    assert [sampler.take(step * 5, 5) for step in (8, 0, 3)] == [together[40:45], together[0:5], together[15:20]]
+    with pytest.raises(ValueError, match=r"pools of \[0, 3\] items"):
+        MixedSampler([[], range(3)], [1.0, 0.0], seed=1)
 
 
 def test_held_out_scenes_share_no_log() -> None:
