@@ -28,6 +28,15 @@ class Deadlines:
     rollout_s: float
 
 
+@dataclass(frozen=True)
+class Ticket:
+    """Tasks that the workers have, to be gathered later."""
+
+    tasks: tuple[RolloutTask, ...]
+    number: int
+    """What the worker pool calls them; -1 on ranks without one."""
+
+
 class RolloutClient:
     """`algorithms.mtgrpo.Rollouts` over rollout workers.
 
@@ -85,24 +94,35 @@ class RolloutClient:
             self._pool.load_weights(self._weights.version, {"version": self._weights.version}, self._deadlines.start_s)
 
     def generate(self, tasks: Sequence[RolloutTask], bar: Bar | None = None, *, more: bool = False) -> list[Group]:
-        """Roll the tasks out and wait for every episode; groups in the order of the tasks. Collective.
+        """Roll the tasks out and wait for every episode: `submit` and `gather` in one. Collective."""
+        return self.gather(self.submit(tasks), bar, more=more)
 
-        With `more` the images of earlier calls stay available: a step asks again for what it lacks.
+    def submit(self, tasks: Sequence[RolloutTask]) -> Ticket:
+        """Hand tasks to the workers and come back at once; several tickets may be open. Collective.
+
+        The workers play tickets in the order of their submission, with the weights of the tasks' policy version.
+        """
+        self._ipss.collector.expect(tasks)
+        return Ticket(tuple(tasks), self._pool.start(tasks) if self._pool is not None else -1)
+
+    def gather(self, ticket: Ticket, bar: Bar | None = None, *, more: bool = False) -> list[Group]:
+        """Wait for every episode of a ticket; groups in the order of its tasks. Collective.
+
+        What arrives of other open tickets meanwhile is kept for them. With `more` the images of earlier calls stay
+        available: a step asks again for what it lacks.
 
         Raises:
             WorkerLost: a worker ended or fell silent.
             CollectTimeout: the deadline passed.
         """
-        batch = self._pool.start(tasks) if self._pool is not None else -1
-
         def arrived(received: Received, count: int, total: int) -> None:
             if bar is not None:
                 bar.advance(1)
 
         kept = self._received if more else {}
-        collected = self._ipss.collect(tasks, deadline_s=self._deadlines.rollout_s, on_arrival=arrived,
+        collected = self._ipss.collect(ticket.tasks, deadline_s=self._deadlines.rollout_s, on_arrival=arrived,
                                        on_wait=self._look_after_workers)
-        self._finish_batch(batch)
+        self._finish(ticket)
         self._agree(collected.digest)
         self._received = kept | dict(collected.received)
         self._transfer = collected.metrics
@@ -112,9 +132,9 @@ class RolloutClient:
         if self._pool is not None:
             self._take(self._pool.poll())
 
-    def _finish_batch(self, batch: int) -> None:
-        """Hear the workers out, so that their metrics belong to this batch."""
-        while self._pool is not None and self._pool.busy():
+    def _finish(self, ticket: Ticket) -> None:
+        """Hear the workers out, so that every rank has every episode of the ticket."""
+        while self._pool is not None and self._pool.busy(ticket.number):
             self._take(self._pool.poll(0.5))
 
     def _take(self, heard: Sequence[tuple[str, Any]]) -> None:

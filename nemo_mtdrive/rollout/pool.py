@@ -97,9 +97,9 @@ class WorkerPool:
                 self._workers[name].batches.add(self._batch)
         return self._batch
 
-    def busy(self) -> bool:
-        """Whether a worker has tasks that it has not reported done, as far as the messages that were polled say."""
-        return any(worker.batches for worker in self._workers.values())
+    def busy(self, batch: int | None = None) -> bool:
+        """Whether a worker has not reported a batch (any, for None) done, as far as the messages that were polled say."""
+        return any(worker.batches if batch is None else batch in worker.batches for worker in self._workers.values())
 
     def poll(self, timeout_s: float = 0.0) -> list[tuple[str, Message]]:
         """Take in what the workers have said, waiting at most `timeout_s` for the first message.

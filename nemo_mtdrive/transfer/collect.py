@@ -73,6 +73,12 @@ class EpisodeCollector:
 
     def __init__(self, receiver: EpisodeReceiver) -> None:
         self._receiver = receiver
+        self._expected: set[str] = set()
+        self._early: dict[str, Received] = {}
+
+    def expect(self, tasks: Sequence[RolloutTask]) -> None:
+        """These tasks are being played and will be collected later: what comes of them meanwhile is kept."""
+        self._expected |= {task.episode_id(i) for task in tasks for i in range(task.group_size)}
 
     @property
     def endpoint(self) -> str:
@@ -104,7 +110,9 @@ class EpisodeCollector:
         expected = {task.episode_id(i): (task, i) for task in tasks for i in range(task.group_size)}
         if len(expected) != sum(task.group_size for task in tasks):
             raise ValueError("two tasks of a step have the same scene, purpose and step: draw each scene once a step")
+        self._expected -= expected.keys()
         arrived: dict[str, Received] = {}
+        early = [self._early.pop(episode_id) for episode_id in expected if episode_id in self._early]
         duplicates = stale = wire_bytes = 0
         overlapped_s = last_s = 0.0
         next_look = start
@@ -114,14 +122,17 @@ class EpisodeCollector:
                 next_look = time.monotonic() + _POLL_S
             left_s = start + deadline_s - time.monotonic()
             try:
-                received = self._receiver.receive(max(0.0, min(left_s, _POLL_S)))
+                received = early.pop() if early else self._receiver.receive(max(0.0, min(left_s, _POLL_S)))
             except ReceiveTimeout:
                 if left_s <= 0:
                     raise CollectTimeout(_late(expected, arrived, deadline_s)) from None
                 continue
+            episode = received.episode
+            if episode.episode_id in self._expected:  # counted when it is collected
+                self._early.setdefault(episode.episode_id, received)
+                continue
             wire_bytes += received.wire_bytes
             overlapped_s, last_s = overlapped_s + last_s, received.decode_s
-            episode = received.episode
             if episode.episode_id not in expected:
                 stale += 1
             elif episode.episode_id in arrived:

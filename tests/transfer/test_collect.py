@@ -72,6 +72,19 @@ def test_repeats_and_strangers_are_counted() -> None:
     assert (metrics.duplicates, metrics.stale, metrics.episodes) == (2, 2, 7)
 
 
+def test_what_comes_early_is_kept_for_the_tasks_that_will_ask_for_it() -> None:
+    later = [make_task("later", group_size=2, step=3)]
+    first, second = (make_episode(later[0], index, make_image(0)) for index in range(2))
+    other = dataclasses.replace(first, reason="a second run of the same task")
+    collector = EpisodeCollector(Arrivals([first, *EPISODES, other, second, STALE]))
+    collector.expect(TASKS)
+    collector.expect(later)
+    assert collector.collect(TASKS, deadline_s=0).metrics.stale == 0
+    collected = collector.collect(later, deadline_s=0)
+    assert collected.groups == [Group("later", (first, second))] and collected.groups[0].episodes[0] is first
+    assert (collected.metrics.episodes, collected.metrics.duplicates, collected.metrics.wire_bytes) == (2, 1, 30)
+
+
 def test_the_first_of_two_copies_counts() -> None:
     other = dataclasses.replace(EPISODES[0], reason="a second run of the same task")
     collected = EpisodeCollector(Arrivals([EPISODES[0], other, *EPISODES[1:]])).collect(TASKS, deadline_s=0)
