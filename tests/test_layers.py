@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "telemetry": BASE | {"driving"},
     "environment": BASE | {"driving", "pdm", "dialogue"},
     "data": BASE | {"driving", "pdm", "dialogue", "telemetry"},
-    "rollout": BASE | {"driving", "dialogue", "environment", "transfer"},
+    "rollout": BASE | {"driving", "dialogue", "environment", "transfer", "models"},
     "evaluation": BASE | {"driving", "pdm", "telemetry"},
     "models": BASE | {"transfer"},
     "callbacks": BASE | {"transfer", "models"},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,10 +88,31 @@ def nemo_to_hf(nemo: Path, out: Path, *, files: Path | None = None, dtype: torch
             shutil.copyfile(path, folder / path.name)
         with SafetensorsWriter(folder, planned, kept, shard_bytes) as writer:
             for rule in mapped:
-                for name, tensor in zip(rule.hf, _merged(rule, source.read(rule), planned), strict=True):
+                for name, tensor in merged_weights(source, rule, planned):
                     writer.write(name, tensor.to(kept))
                 advance(1)
     return out
+
+
+def nemo_weights(nemo: Path) -> Iterator[tuple[str, Tensor]]:
+    """(HF name, whole tensor) of every weight in a NeMo-2 directory or a checkpoint of a run, one at a time.
+
+    Raises:
+        ConversionError: it is not whole.
+    """
+    nemo = nemo_directory(nemo)
+    config = Qwen2_5_VLConfig.from_dict(read_config(hf_files(nemo)))
+    source = NemoTensors(nemo / WEIGHTS)
+    mapped = [rule for rule in rules(config, 1) if rule.exported]
+    planned = list(hf_shapes(config, mapped))
+    for rule in mapped:
+        yield from merged_weights(source, rule, planned)
+
+
+def merged_weights(source: NemoTensors, rule: Rule, planned: list[tuple[str, tuple[int, ...]]]
+                   ) -> Iterator[tuple[str, Tensor]]:
+    """(HF name, tensor) of what one rule's parameter is made of; `planned` are the shapes of all (`hf_shapes`)."""
+    yield from zip(rule.hf, _merged(rule, source.read(rule), planned), strict=True)
 
 
 def check_source(source: HFTensors, config: Qwen2_5_VLConfig, pipeline_size: int = 1) -> list[Rule]:

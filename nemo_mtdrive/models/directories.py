@@ -38,6 +38,19 @@ def hf_files(directory: Path) -> Path:
     return found
 
 
+def model_directory(path: Path) -> Path:
+    """`path` itself or, for the folder of a run, its last checkpoint.
+
+    Raises:
+        ConversionError: no model is there.
+    """
+    for found in (path, path / "checkpoints" / "latest"):
+        if (found / "config.json").is_file() or any((found / part / WEIGHTS).is_dir() for part in ("", "model")):
+            return found
+    raise ConversionError(f"{path}: neither config.json nor a {WEIGHTS} folder there; give a Hugging Face directory of"
+                          " Qwen2.5-VL, a NeMo 2 directory, a run or one of its checkpoints")
+
+
 def is_nemo(directory: Path) -> bool:
     """Whether a directory holds NeMo weights (else it is taken for Hugging Face's)."""
     return any((found / WEIGHTS / "metadata.json").is_file() for found in (directory, directory / "model"))
