@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from nemo_mtdrive.config_checks import ConfigError, check
 
@@ -309,7 +310,7 @@ def load_config(name: str, overrides: Sequence[str], config_dir: Path = CONF_DIR
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
             composed = compose(name, overrides=list(overrides))
         config = OmegaConf.to_object(composed)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"--config-name {name}: {_first_lines(error)}") from error
     assert isinstance(config, Config)
     check(config)

@@ -92,7 +92,7 @@ def _check_scenes(scenes: ScenesConfig) -> None:
         if scenes.uri.partition("://")[0] not in SOURCES or "://" not in scenes.uri:
             raise ConfigError(f"scenes.uri={scenes.uri!r}: set it to SCHEME://PATH?name=value with a scheme of "
                               f"{', '.join(SOURCES)}")
-    elif scenes.source in ("files", "av2") and not (scenes.path and Path(scenes.path).is_dir()):
+    elif scenes.source in ("files", "av2", "navsim") and not (scenes.path and Path(scenes.path).is_dir()):
         raise ConfigError(f"scenes.path={scenes.path!r}: no such folder; set it to a folder of {SOURCES[scenes.source]}")
 
 

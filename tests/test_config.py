@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nemo_mtdrive.config import Config, ConfigError, check, load_config, read_config, save_config
+from nemo_mtdrive.config_checks import seconds_of
 
 
 def test_the_demo_composes_over_the_papers_defaults() -> None:
@@ -44,6 +45,11 @@ def test_defaults_are_the_papers() -> None:
         (["scenes=mars"], "Could not find 'scenes/mars'"),
         (["model.init_from=/nowhere"], "no config.json there"),
         (["mtgrpo"], "mtgrpo"),
+        (["sft.stages=[{kinds:{two_turn:1}}]"], "sft.stages[0].kinds: two_turn: 1; set kinds of single_turn, multi_turn"),
+        (["sft.stages=[{epochs:0}]"], "sft.stages[0]: steps=0, epochs=0; set one of them above 0"),
+        (["sft.learn=some"], "sft.learn=some: set it to one of last, all"),
+        (["sft.data=/nowhere"], "sft.data='/nowhere': no *.jsonl there"),
+        (["max_time_per_run=3h"], "max_time_per_run='3h': set it to DAYS:HOURS:MINUTES:SECONDS"),
     ],
 )
 def test_what_cannot_work_is_one_line(overrides: list[str], message: str) -> None:
@@ -51,6 +57,49 @@ def test_what_cannot_work_is_one_line(overrides: list[str], message: str) -> Non
         load_config("demo_cpu", overrides)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> list[str]:
+    """Overrides that name a site's folders."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "sft.jsonl").write_text("")
+    return [f"scenes.path={tmp_path}", f"model.init_from={tmp_path}"]
+
+
+def test_the_rl_config_is_section_4_1(site: list[str]) -> None:
+    config = load_config("rl_qwen25vl_7b_32gpu", site)
+    rl = config.mtgrpo
+    assert (config.world_size, config.sft.stages, config.scenes.count) == (32, [], 13000)
+    assert (rl.prompts_per_step, rl.mini_batch_prompts, rl.group_size, rl.steps) == (256, 128, 8, 300)
+    assert (rl.lr, rl.kl_coefficient, rl.kl_estimator, rl.estimator) == (1e-6, 0.01, "k3", "cross_turn")
+    assert (config.rollout.max_turns, config.rollout.max_context) == (6, 11500)
+    assert (config.reward.pdm_weight, config.reward.format_weight) == (0.8, 0.2)
+
+
+def test_the_sft_config_is_section_4_1(site: list[str]) -> None:
+    config = load_config("sft_qwen25vl_7b_64gpu", [*site, f"sft.data={site[1].partition('=')[2]}"])
+    assert (config.world_size, config.sft.lr, config.sft.batch_size, config.sft.micro_batch_tokens) == (64, 4e-5, 128, 11500)
+    assert [(stage.kinds, stage.epochs, stage.steps) for stage in config.sft.stages] == [({}, 4.0, 0)]
+
+
+@pytest.mark.parametrize("name", ["rl_qwen25vl_7b_32gpu", "sft_qwen25vl_7b_64gpu"])
+def test_a_site_that_is_not_set_is_one_clear_line(name: str) -> None:
+    with pytest.raises(ConfigError, match="no such folder; set it to a folder of OpenScene data"):
+        load_config(name, [])
+    with pytest.raises(ConfigError, match=r"no config.json there; set it to a Qwen2\.5-VL directory"):
+        load_config(name, ["scenes.path=."])
+
+
+def test_a_config_that_is_no_yaml(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("scenes: {path: ???}")
+    with pytest.raises(ConfigError, match="--config-name mine: while parsing a flow node"):
+        load_config("mine", [], tmp_path)
+
+
+@pytest.mark.parametrize(("limit", "seconds"), [("", None), ("00:03:45:00", 13500.0), ("1:0:0:1", 86401.0)])
+def test_the_time_limit(limit: str, seconds: float | None) -> None:
+    assert seconds_of(limit) == seconds
 
 
 def test_an_unknown_config_name_and_folder() -> None:
