@@ -63,8 +63,14 @@ class EnvironmentConfig:
     """What the agent's feedback and reward see: oracle (recorded future) or kinematic (constant velocity)."""
     cache_scenes: int = 4096
     """Scenes whose prepared scoring data is kept in memory, all workers of a server together."""
+    servers: int = 1
+    """Server processes; they stand in for each other. With a fixed `port`, the next ports are taken too."""
     timeout_s: float = 120.0
+    """Deadline of a request, waiting for a server that is started again included."""
     retries: int = 4
+    """Requests whose reply was lost are sent so often again; a server that is not there is waited for."""
+    max_restarts: int = 3
+    """Times that each server is started again without a new checkpoint in between (docs/fault_tolerance.md)."""
 
 
 @dataclass
@@ -95,8 +101,16 @@ class RolloutConfig:
     threads: int = 2
     """CPU threads of one worker."""
     heartbeat_timeout_s: float = 120.0
+    """A worker that is silent for so long is killed and started again."""
+    episode_timeout_s: float = 1800.0
+    """An episode that takes longer is cut after its turn, counted, and left out of the update."""
+    stuck_timeout_s: float = 900.0
+    """A worker that finishes no turn for so long, heartbeats or not, is killed and started again."""
     start_timeout_s: float = 600.0
     rollout_timeout_s: float = 3600.0
+    """All episodes of a step are there by then, or the training ranks start again from the last checkpoint."""
+    max_restarts: int = 3
+    """Times that each worker is started again without a new checkpoint in between (docs/fault_tolerance.md)."""
 
 
 @dataclass
@@ -269,6 +283,8 @@ class Config:
     run_dir: str = "runs/rl"
     seed: int = 1
     resume: bool = False
+    max_restarts: int = 3
+    """Times that the training ranks go on from the last checkpoint by themselves, without a new one in between."""
     max_time_per_run: str = ""
     """DAYS:HOURS:MINUTES:SECONDS; the job then ends after a checkpoint, and `resume=true` goes on. Empty: no limit."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)

@@ -111,7 +111,8 @@ CHOICES = {
 }
 
 MAY_BE_ZERO = frozenset((
-    "seed", "scenes.seed", "scenes.difficulty", "environment.port", "environment.retries", "reward.pdm_weight",
+    "seed", "scenes.seed", "scenes.difficulty", "environment.port", "environment.retries", "environment.max_restarts",
+    "rollout.max_restarts", "max_restarts", "reward.pdm_weight",
     "reward.format_weight", "sft.warmup_steps", "sft.weight_decay", "sft.seed",
     "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "mtgrpo.dual_clip",
     "mtgrpo.importance_cap", "validation.every_steps",
