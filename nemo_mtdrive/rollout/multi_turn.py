@@ -7,6 +7,8 @@ depends on their contents alone, never on timing: the same tasks, weights and se
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -29,6 +31,9 @@ Image = NDArray[np.uint8]
 ENVIRONMENT_ERRORS = (EnvironmentUnavailable, EpisodeError)
 """What makes an episode invalid and leaves the others alone: no result could be had, or this one was refused."""
 
+CUT = "error: cut"
+"""How the reason of an episode starts that was cut by its deadline."""
+
 OnEpisode = Callable[[Episode, Mapping[str, Image]], None]
 """Called as each episode ends with the record and uint8 [H, W, 3] for each of its image keys; it must return soon
 (IPSS serialises in its own threads)."""
@@ -49,6 +54,8 @@ class RolloutSettings:
     """w_p of Eq. 2."""
     format_weight: float
     """w_f of Eq. 2."""
+    episode_timeout_s: float = math.inf
+    """An episode that took longer when a turn of it ends is cut: it is invalid, the others of its group go on."""
 
     def reward(self, result: StepResult) -> float:
         """r_ij of Eq. 2."""
@@ -76,6 +83,7 @@ class _Running:
     talk: Conversation
     version: int
     turns: list[Turn] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.talk)
@@ -282,6 +290,10 @@ class _Rollout:
             return result.reason
         if len(episode.turns) >= self._settings.max_turns:
             return "max_turns"
+        taken = time.monotonic() - episode.started
+        if taken > self._settings.episode_timeout_s:
+            return (f"{CUT} after {len(episode.turns)} turns in {taken:.0f} s, rollout.episode_timeout_s="
+                    f"{self._settings.episode_timeout_s:g}")
         known = len(episode.talk)
         try:
             episode.talk.add_feedback(result.feedback)
