@@ -7,17 +7,21 @@ HASH = $(shell cat $(1) | sha256sum | cut -c1-12)
 TRAIN := $(VENV)/.train-$(call HASH,requirements/train-cpu.lock pyproject.toml)
 DEV := $(VENV)/.dev-$(call HASH,requirements/dev.lock)
 DEBIAN := $(VENV)/.debian-$(call HASH,requirements/debian.txt)
+ROLLOUT_VENV := .venv-rollout
+ROLLOUT := $(ROLLOUT_VENV)/.rollout-$(call HASH,requirements/rollout-cpu.lock)
 
-.PHONY: demo test install lint types clean
+.PHONY: demo test install rollout-env lint types clean
 
 demo: $(TRAIN)
 	$(BIN)/nemo-mtdrive rl --config-name demo_cpu
 
-test: $(TRAIN) $(DEV) $(DEBIAN)
+test: $(TRAIN) $(DEV) $(DEBIAN) $(ROLLOUT)
 	$(MAKE) --no-print-directory lint types
 	$(BIN)/python -m pytest
 
 install: $(TRAIN)
+
+rollout-env: $(ROLLOUT)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -43,5 +47,17 @@ $(DEBIAN): $(TRAIN)
 	@requirements/install_debian.sh
 	touch $@
 
+# vLLM wants other versions of torch's neighbours than NeMo, so rollout workers with rollout.engine=vllm run in an environment
+# of their own, as they run in another container on a cluster. Its torchvision is a CUDA build beside a CPU torch: the .pth
+# declares the operators that torchvision looks for, in every process that vLLM starts.
+$(ROLLOUT):
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 with venv, or set PYTHON=..." >&2; exit 2; }
+	test -x $(ROLLOUT_VENV)/bin/python || $(PYTHON) -m venv $(ROLLOUT_VENV)
+	$(ROLLOUT_VENV)/bin/python -m pip install -q --no-deps -r requirements/rollout-cpu.lock
+	$(ROLLOUT_VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	echo "from nemo_mtdrive import torchvision_ops; torchvision_ops.declare_on_import()" \
+	  > "$$($(ROLLOUT_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nemo_mtdrive_torchvision.pth"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(ROLLOUT_VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
