@@ -274,6 +274,8 @@ class LoggingConfig:
     wandb_project: str = ""
     recorded_episodes: int = 6
     """Episodes of each rollout dump that the report shows."""
+    trace_steps: int = 4
+    """RL steps, the last ones, that trace.json and the report's timeline show; 0: no timeline is kept."""
 
 
 @dataclass

@@ -117,6 +117,7 @@ MAY_BE_ZERO = frozenset((
     "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "mtgrpo.dual_clip",
     "mtgrpo.importance_cap", "validation.every_steps",
     "validation.sft_every_steps", "validation.scenes", "checkpoint.every_steps", "logging.recorded_episodes",
+    "logging.trace_steps",
 ))
 
 

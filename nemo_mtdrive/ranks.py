@@ -68,6 +68,7 @@ def run_rollout_worker(run_dir: Path, index: int) -> int:
     from nemo_mtdrive.rollout.worker import WorkerConfig, run_worker
 
     config, endpoints = _read(run_dir)
+    _record_spans(config, run_dir, worker_name(index))
     return run_worker(
         WorkerConfig(worker_name(index), endpoints.control, heartbeat_s=HEARTBEAT_S,
                      trainer_timeout_s=config.rollout.start_timeout_s),
@@ -164,6 +165,7 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     from nemo_mtdrive.transfer.weights import WeightPublisher
 
     ranks, device = parallel.ranks(), parallel.device()
+    _record_spans(config, run_dir, f"rank-{ranks.rank}")
     rollout, transfer = config.rollout, config.transfer
     events = os.fdopen(int(os.environ["MTDRIVE_EVENTS_FD"]), "w") if "MTDRIVE_EVENTS_FD" in os.environ else None
     progress = EventProgress(events)
@@ -265,6 +267,14 @@ def hf_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _read(run_dir: Path) -> tuple[Config, Endpoints]:
     return read_config(run_dir / "config.yaml"), read_endpoints(run_dir / "endpoints.json")
+
+
+def _record_spans(config: Config, run_dir: Path, process: str) -> None:
+    from nemo_mtdrive.telemetry import spans
+    from nemo_mtdrive.telemetry.timeline import SPANS_FOLDER
+
+    if config.logging.trace_steps:
+        spans.record(run_dir / SPANS_FOLDER, process)
 
 
 def _link_kind(config: Config) -> LinkKind:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,9 +27,11 @@ from nemo_mtdrive.data.curate import SceneArguments
 from nemo_mtdrive.data.prepare import Splits
 from nemo_mtdrive.data.single_turn import question
 from nemo_mtdrive.evaluation.evaluate import BOOTSTRAP, facts_of, summarise
+from nemo_mtdrive.telemetry import spans
 from nemo_mtdrive.telemetry.metrics import MetricsLogger
 from nemo_mtdrive.telemetry.progress import Progress
 from nemo_mtdrive.telemetry.recorder import EpisodeRecorder
+from nemo_mtdrive.telemetry.timeline import StepTimeline
 from nemo_mtdrive.types import Episode, Group, RolloutTask
 
 EVALUATION_STEP = 0
@@ -66,6 +69,8 @@ class TrainingJob:
         self.checkpoints = checkpoints
         self.progress = progress
         self.is_main = rank == 0
+        traced = config.logging.trace_steps
+        self._timeline = StepTimeline(run_dir, traced) if self.is_main and traced else None
         self._scenes = scenes.open()
         self._summary = Summary(run_dir / "summary.json")
         # read once, before any collective call: a rank that looked later could see what rank 0 has just added
@@ -143,7 +148,11 @@ class TrainingJob:
             for step in range(done, total):
                 if step % settings.steps == 0 and step > 0:
                     self.policy.set_reference()  # line 4
+                began = time.monotonic_ns()
                 values = self.rl.step(step)
+                spans.flush()
+                if self._timeline is not None:
+                    values |= self._timeline.close_step(step, began)
                 metrics.log(step, values)
                 self.record("train", step, self.rl.groups)
                 bar.advance(1, reward=values.get("reward/mean", float("nan")), kl=values.get("kl", float("nan")),

@@ -23,6 +23,7 @@ from nemo_mtdrive.environment.client import EnvironmentUnavailable
 from nemo_mtdrive.environment.env import Environment, EpisodeError, StepFailed, StepItem
 from nemo_mtdrive.environment.reward import turn_reward
 from nemo_mtdrive.rollout.engine import Engine
+from nemo_mtdrive.telemetry.spans import span
 from nemo_mtdrive.transfer.images import grid_of
 from nemo_mtdrive.types import Episode, RolloutTask, StepResult, Turn
 
@@ -209,7 +210,8 @@ class _Rollout:
         assert version is not None, "a worker loads weights before it takes tasks"
         ids = [task.episode_id(index) for index in range(task.group_size)]
         try:
-            first, *_ = self._environment.reset_many([(name, task.scene_id, name == ids[0]) for name in ids])
+            with span("environment"):
+                first, *_ = self._environment.reset_many([(name, task.scene_id, name == ids[0]) for name in ids])
             if first.image is None:
                 raise EpisodeError(f"{ids[0]}: asked for the image, got none")
             talks = [Conversation(self._tokenizer, first.prompt, grid_of(first.image)) for _ in ids]
@@ -228,7 +230,8 @@ class _Rollout:
             )
             self._leave([(episode, reason) for episode in group])
             return
-        self._engine.add(ids, talks[0].tokens, first.image)
+        with span("generate"):
+            self._engine.add(ids, talks[0].tokens, first.image)
         self.running += group
 
     def play_turn(self) -> None:
@@ -263,7 +266,8 @@ class _Rollout:
 
     def _step(self, episodes: Sequence[_Running]) -> dict[str, StepResult | str]:
         asked: list[StepItem] = [(e.id, len(e.turns), e.talk.answer(len(e.turns))) for e in episodes]
-        results = self._environment.step_many(asked)
+        with span("environment"):
+            results = self._environment.step_many(asked)
         for (name, turn, _), result in zip(asked, results, strict=True):
             if (result.episode_id, result.turn) != (name, turn):
                 raise EpisodeError(f"asked for {name} turn {turn}, got {result.episode_id} turn {result.turn}")
@@ -275,9 +279,10 @@ class _Rollout:
         for temperature in sorted({episode.task.temperature for episode in self.running}):
             batch = [episode for episode in self.running if episode.task.temperature == temperature]
             seeds = [turn_seed(episode.seed, len(episode.turns)) for episode in batch]
-            answers = self._engine.generate(
-                [episode.id for episode in batch], self._settings.max_answer_tokens, temperature, seeds
-            )
+            with span("generate"):
+                answers = self._engine.generate(
+                    [episode.id for episode in batch], self._settings.max_answer_tokens, temperature, seeds
+                )
             for episode in batch:
                 episode.talk.add_answer(*answers[episode.id])
 

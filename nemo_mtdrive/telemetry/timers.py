@@ -16,10 +16,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+
+from nemo_mtdrive.telemetry.spans import span
 
 TAKEN_NAMES = ("step", "other", "share")
 """Names that `collect` uses itself."""
+PHASE_OF = {"rollout": "wait", "advantage": "assemble", "log_prob": "log_prob", "reference": "reference",
+            "update": "update", "weight_sync": "sync"}
+"""Names that stand in the timeline too (`telemetry.spans`): a training rank waits while the workers roll out."""
 
 
 class StepTimers:
@@ -49,7 +54,8 @@ class StepTimers:
         self._open.names = [*outer, name]
         start = self._clock()
         try:
-            yield
+            with span(PHASE_OF[name]) if name in PHASE_OF else nullcontext():
+                yield
         finally:
             self.add("/".join([*outer, name]), self._clock() - start)
             self._open.names = outer

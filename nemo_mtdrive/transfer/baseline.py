@@ -14,6 +14,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_mtdrive.telemetry.spans import span
 from nemo_mtdrive.transfer import wire
 from nemo_mtdrive.transfer.images import patchify
 from nemo_mtdrive.transfer.peers import BATCH, Outbox
@@ -47,11 +48,12 @@ class BaselineSender:
             return
         frames: list[wire.Frame] = []
         counts: list[int] = []
-        for episode, images in batch:
-            pixels = {key: patchify([images[key]])[0].numpy() for key in episode.image_keys}
-            encoded = wire.encode(episode, pixels)
-            counts.append(len(encoded))
-            frames += encoded
+        with span("serialise"):
+            for episode, images in batch:
+                pixels = {key: patchify([images[key]])[0].numpy() for key in episode.image_keys}
+                encoded = wire.encode(episode, pixels)
+                counts.append(len(encoded))
+                frames += encoded
         self._outbox.post(BATCH, [msgpack.packb(counts), *frames], {})
         self._outbox.flush(timeout_s)
 

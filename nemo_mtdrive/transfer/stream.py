@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_mtdrive.telemetry.spans import span
 from nemo_mtdrive.transfer.link import EpisodeSender
 from nemo_mtdrive.types import Episode
 
@@ -69,7 +70,8 @@ class EpisodeStream:
         """
         self._raise_failures()
         start = time.perf_counter()
-        self._slots.acquire()
+        with span("wait"):
+            self._slots.acquire()
         self._blocked_s += time.perf_counter() - start
         self._futures.append(self._pool.submit(self._send, episode, dict(images)))
 
@@ -82,9 +84,10 @@ class EpisodeStream:
         start = time.perf_counter()
         futures, self._futures = self._futures, []
         overlapped_s = sum(future.result() for future in futures if future.done())
-        for future in futures:
-            future.result()
-        self._sender.flush(self._flush_timeout_s)
+        with span("transfer"):
+            for future in futures:
+                future.result()
+            self._sender.flush(self._flush_timeout_s)
         sent = self._sender.wire_bytes
         metrics = StreamMetrics(
             episodes=len(futures), wire_bytes=sent - self._bytes_before, overlapped_s=overlapped_s,
@@ -101,7 +104,8 @@ class EpisodeStream:
     def _send(self, episode: Episode, images: Mapping[str, NDArray[np.uint8]]) -> float:
         start = time.perf_counter()
         try:
-            self._sender.send(episode, images)
+            with span("serialise"):
+                self._sender.send(episode, images)
         finally:
             self._slots.release()
         return time.perf_counter() - start

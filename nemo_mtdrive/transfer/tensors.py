@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from nemo_mtdrive.telemetry.spans import span
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -76,7 +78,7 @@ class TensorCache:
             self.metrics.hits += 1
             return dict(tensors)
         start = time.perf_counter()
-        with torch.inference_mode(False):
+        with span("transfer"), torch.inference_mode(False):
             tensors = {name: tensor.to(self.device) for name, tensor in build().items()}
         size = bytes_of(tensors)
         self.metrics.misses += 1

@@ -18,6 +18,7 @@ import zmq
 from numpy.typing import NDArray
 
 from nemo_mtdrive.image_key import image_key
+from nemo_mtdrive.telemetry.spans import span
 from nemo_mtdrive.transfer import wire
 from nemo_mtdrive.transfer.link import Received, ReceiveTimeout
 from nemo_mtdrive.transfer.peers import BATCH, EPISODE, IMAGE, NEED, REFUSED, SHAPE, TAKEN, Outbox
@@ -157,7 +158,8 @@ class ZmqReceiver:
         while not self._ready:
             left_s = deadline - time.monotonic()
             if self._socket.poll(int(1000 * max(0.0, min(left_s, 1.0)))):
-                self._handle([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
+                with span("transfer"):
+                    self._handle([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
             elif left_s <= 0:
                 waiting = f"; {len(self._waiting)} wait for images" if self._waiting else ""
                 raise ReceiveTimeout(f"no episode at {self.endpoint} within {timeout_s:g} s{waiting}")
