@@ -26,6 +26,8 @@ from nemo_mtdrive.rollout.control import Message
 from nemo_mtdrive.rollout.control_link import ControlLink, TrainerGone
 from nemo_mtdrive.rollout.engine import Engine, EngineError
 from nemo_mtdrive.rollout.multi_turn import Environment, Image, RolloutSettings, run_tasks
+from nemo_mtdrive.telemetry import spans
+from nemo_mtdrive.telemetry.spans import span
 from nemo_mtdrive.types import Episode
 
 if TYPE_CHECKING:
@@ -113,7 +115,9 @@ def _serve(link: ControlLink, open_parts: Callable[[], WorkerParts]) -> None:
 
 def _load_weights(link: ControlLink, parts: WorkerParts, message: Message) -> None:
     start = time.perf_counter()
-    parts.engine.load_weights(parts.read_weights(message["manifest"]), message["version"])
+    with span("sync"):
+        parts.engine.load_weights(parts.read_weights(message["manifest"]), message["version"])
+    spans.flush()
     link.send("weights_loaded", version=message["version"], seconds=time.perf_counter() - start)
 
 
@@ -138,6 +142,7 @@ def _play(link: ControlLink, parts: WorkerParts, message: Message) -> None:
     def on_progress(wave: int, running: int, done: int) -> None:
         link.doing = f"wave {wave}, {running} episodes running, {done} done"
         link.send("progress", batch=batch, wave=wave, running=running, done=done)
+        spans.flush()
 
     start = time.perf_counter()
     run_tasks(
@@ -146,6 +151,7 @@ def _play(link: ControlLink, parts: WorkerParts, message: Message) -> None:
     played = time.perf_counter() - start
     link.doing = "waiting for the trainer to take the episodes"
     metrics = {"answers": answers, "tokens": tokens, "play_s": played, **parts.flush()}
+    spans.flush()  # before "done": then the trainer finds them
     link.send("done", batch=batch, episodes=episodes, metrics=metrics)
 
 
