@@ -3,7 +3,8 @@
 An episode counts once, however many turns it had. Every rate and score is in 0..100, distances are metres::
 
     {"turn_1":    {"NC": .., "DAC": .., "TTC": .., "C": .., "EP": .., "DDC": .., "PDMS": .., "PDMS_ci95": [low, high],
-                   "parse_rate": .., "unparsed": n, "collision_rate": .., "ADE": .., "FDE": .., "human_known": n},
+                   "ci95": {"NC": [low, high], ...}, "parse_rate": .., "unparsed": n, "collision_rate": .., "ADE": ..,
+                   "FDE": .., "human_known": n},
      "last_turn": {... the same ...},
      "gain": {"PDMS": last - first, "PDMS_ci95": [low, high]},
      "by_turn": {"1": PDMS after at most 1 turn, "2": ...}, "turns": {"mean": .., "counts": {"1": n, ...}},
@@ -76,7 +77,7 @@ def summarise(episodes: Sequence[Episode], *, facts: Mapping[str, SceneFacts], b
         bootstrap: for the 95% intervals; scenes are drawn, not episodes, as episodes of one scene are alike.
     """
     valid = sorted((e for e in episodes if e.valid), key=lambda e: (e.scene_id, e.index, e.episode_id))
-    answers = [_answers(episode) for episode in valid]
+    answers = [answers_of(episode) for episode in valid]
     summary = summarise_answers(answers, facts=facts, bootstrap=bootstrap)
     return summary | {"invalid": len(episodes) - len(valid)}
 
@@ -111,18 +112,30 @@ def confidence_interval(values: Array, clusters: Sequence[str], bootstrap: Boots
 
     The same values, clusters and bootstrap give the same interval. None with fewer than two clusters or no resamples.
     """
+    found = confidence_intervals(values[:, None], clusters, bootstrap)
+    return None if found is None else found[0]
+
+
+def confidence_intervals(values: Array, clusters: Sequence[str], bootstrap: Bootstrap) -> list[list[float]] | None:
+    """`confidence_interval` of each column of `values` [n, m], all with the same draws."""
     names, member = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
     if len(names) < 2 or bootstrap.resamples == 0:
         return None
-    sums = np.bincount(member, weights=values, minlength=len(names))
-    sizes = np.bincount(member, minlength=len(names))
+    sums = np.stack([np.bincount(member, weights=column, minlength=len(names)) for column in values.T], axis=1)
+    sizes = np.bincount(member, minlength=len(names)).astype(np.float64)
     draws = np.random.default_rng(bootstrap.seed).integers(len(names), size=(bootstrap.resamples, len(names)))
-    means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return [round(float(low), 4), round(float(high), 4)]
+    drawn = np.stack([np.bincount(draw, minlength=len(names)) for draw in draws]).astype(np.float64)
+    means = (drawn @ sums) / (drawn @ sizes)[:, None]
+    return [[round(float(low), 4), round(float(high), 4)] for low, high in np.percentile(means, [2.5, 97.5], axis=0).T]
 
 
-def _answers(episode: Episode) -> list[Answer]:
+def score_matrix(answers: Sequence[Answer]) -> Array:
+    """[n, 7] scores of answers in 0..100, in the order of `SCORE_NAMES`; all 0 where one did not parse."""
+    scores = [UNANSWERED if answer.scores is None else answer.scores for answer in answers]
+    return 100.0 * np.array([[score[name] for name in SCORE_NAMES] for score in scores]).reshape(-1, len(SCORE_NAMES))
+
+
+def answers_of(episode: Episode) -> list[Answer]:
     """An episode without a turn (the context was full at once) counts as one answer that did not parse."""
     if not episode.turns:
         return [Answer(episode.scene_id, None, None)]
@@ -136,17 +149,19 @@ def _pdms(answer: Answer) -> float:
 def _both(episodes: Sequence[Sequence[Answer]], facts: Mapping[str, SceneFacts],
           bootstrap: Bootstrap) -> dict[str, Any]:
     return {
-        "turn_1": _row([answers[0] for answers in episodes], facts, bootstrap),
-        "last_turn": _row([answers[-1] for answers in episodes], facts, bootstrap),
+        "turn_1": row_of([answers[0] for answers in episodes], facts, bootstrap),
+        "last_turn": row_of([answers[-1] for answers in episodes], facts, bootstrap),
         "scenes": len({answers[0].scene_id for answers in episodes}),
     }
 
 
-def _row(answers: Sequence[Answer], facts: Mapping[str, SceneFacts], bootstrap: Bootstrap) -> dict[str, Any]:
-    scores = [UNANSWERED if answer.scores is None else answer.scores for answer in answers]
-    row: dict[str, Any] = {name: _mean(np.array([100.0 * score[name] for score in scores]), 4) for name in SCORE_NAMES}
-    row["PDMS_ci95"] = confidence_interval(np.array([_pdms(answer) for answer in answers]),
-                                           [answer.scene_id for answer in answers], bootstrap)
+def row_of(answers: Sequence[Answer], facts: Mapping[str, SceneFacts], bootstrap: Bootstrap) -> dict[str, Any]:
+    """The values of one line of the table ("turn_1" in the module's docstring) from one answer an episode."""
+    values = score_matrix(answers)
+    row: dict[str, Any] = {name: _mean(column, 4) for name, column in zip(SCORE_NAMES, values.T, strict=True)}
+    intervals = confidence_intervals(values, [answer.scene_id for answer in answers], bootstrap)
+    row["ci95"] = None if intervals is None else dict(zip(SCORE_NAMES, intervals, strict=True))
+    row["PDMS_ci95"] = None if intervals is None else intervals[SCORE_NAMES.index("PDMS")]
     parsed = [answer for answer in answers if answer.scores is not None]
     errors = np.array([(ade(answer.trajectory, human), fde(answer.trajectory, human)) for answer in parsed
                        if answer.trajectory is not None and (human := _human(answer, facts)) is not None])
