@@ -34,7 +34,10 @@ class Generated(NamedTuple):
 
 
 class Engine(Protocol):
-    """An inference engine; `rollout.native.NativeEngine` is the one in this process."""
+    """An inference engine: `rollout.native.NativeEngine` in the training environment, `rollout.vllm.VLLMEngine` in its own.
+
+    Both refuse the same requests in the same words (`rollout.engine_checks`).
+    """
 
     @property
     def version(self) -> int | None:
@@ -59,8 +62,8 @@ class Engine(Protocol):
     ) -> dict[str, Generated]:
         """Let the sequences write until <|im_end|> or `max_new_tokens`; the cache is kept for the next turn.
 
-        `temperature` 0 is greedy. Each sequence samples from its own stream (Philox of its seed), so its answer does
-        not depend on the others in the batch beyond float noise.
+        `temperature` 0 is greedy. Each sequence samples from its own stream, made from its seed, so its answer does not
+        depend on the others in the batch beyond float noise.
         """
 
     def remove(self, sequence_ids: Iterable[str]) -> None:
@@ -72,3 +75,16 @@ class Engine(Protocol):
         Raises EngineError while sequences are alive (their cache would be of the old policy) and WeightsError for a
         set that does not fit; after a WeightsError the engine refuses to generate until a load succeeds.
         """
+
+    def sleep(self) -> None:
+        """Give the memory of all caches back, and on a GPU that of the weights too (they wait in host memory), so that
+        a trainer on the same device can have it. `add` and `load_weights` wake the engine.
+
+        Raises EngineError while sequences are alive.
+        """
+
+    def wake_up(self) -> None:
+        """Take the memory again; the caches are empty. Does nothing while awake."""
+
+    def close(self) -> None:
+        """End what the engine has started. Safe to call twice; no other call may follow."""

@@ -17,7 +17,16 @@ from torch import Tensor
 
 from nemo_mtdrive.dialogue.conversation import mrope_positions
 from nemo_mtdrive.rollout.decoding import Decoding
-from nemo_mtdrive.rollout.engine import EngineError, Generated, WeightsError
+from nemo_mtdrive.rollout.engine import EngineError, Generated
+from nemo_mtdrive.rollout.engine_checks import (
+    check_call,
+    check_extension,
+    check_none_alive,
+    check_prompt,
+    check_room,
+    check_stop_token,
+    checked_weights,
+)
 from nemo_mtdrive.rollout.native_cache import SlotCache
 from nemo_mtdrive.rollout.native_model import NativeModel
 from nemo_mtdrive.rollout.sampling import uniforms
@@ -71,8 +80,7 @@ class NativeEngine:
         self._stop_token = stop_token
         self._forbidden = torch.zeros(hf.vocab_size, device=device)
         self._forbidden[torch.as_tensor(sorted(forbidden_tokens), dtype=torch.long)] = -torch.inf
-        if self._forbidden[stop_token] != 0:
-            raise EngineError(f"stop_token={stop_token} is among the forbidden tokens: the model could never stop")
+        check_stop_token(stop_token, forbidden_tokens)
         self._max_context = max_context
         self._prefill_tokens = prefill_tokens
         self._cache = SlotCache(
@@ -104,11 +112,7 @@ class NativeEngine:
     def add(self, sequence_ids: Sequence[str], tokens: NDArray[np.int32], image: NDArray[np.uint8] | None) -> None:
         """Open sequences that share one prompt; see `Engine.add`."""
         self._require_weights()
-        known = [name for name in sequence_ids if name in self._sequences]
-        if known or len(set(sequence_ids)) != len(sequence_ids) or not sequence_ids:
-            raise EngineError(f"cannot add {list(sequence_ids)}: ids must be new and given once (known: {known})")
-        if not 1 < len(tokens) <= self._max_context:
-            raise EngineError(f"a prompt of {len(tokens)} tokens: it must hold 2 to max_context={self._max_context}")
+        check_prompt(sequence_ids, self._sequences, tokens, image, self._image_token, self._max_context)
         ids = np.asarray(tokens, dtype=np.int64)
         hidden, positions = self._open_prompt(ids, image)
 
@@ -126,12 +130,7 @@ class NativeEngine:
         """Append tokens that the model did not write; see `Engine.extend`."""
         sequence = self._sequence(sequence_id)
         ids = np.asarray(tokens, dtype=np.int64)
-        if (ids == self._image_token).any():
-            raise EngineError(f"{sequence_id}: an image can only be in the prompt given to add()")
-        if sequence.length + len(ids) > self._max_context:
-            raise EngineError(
-                f"{sequence_id}: {sequence.length} + {len(ids)} tokens exceed max_context={self._max_context}"
-            )
+        check_extension(sequence_id, sequence.length, ids, self._image_token, self._max_context)
         sequence.pending = np.concatenate((sequence.pending, ids))
 
     @torch.inference_mode()
@@ -140,19 +139,12 @@ class NativeEngine:
     ) -> dict[str, Generated]:
         """Let the sequences write one answer each; see `Engine.generate`."""
         self._require_weights()
-        if max_new_tokens < 1 or temperature < 0.0:
-            raise EngineError(f"max_new_tokens={max_new_tokens}, temperature={temperature}: need >= 1 and >= 0")
-        if len(seeds) != len(sequence_ids) or len(set(sequence_ids)) != len(sequence_ids):
-            raise EngineError(f"got {len(seeds)} seeds for {len(set(sequence_ids))} different sequences")
+        check_call(sequence_ids, max_new_tokens, temperature, seeds)
         if not sequence_ids:
             return {}
         sequences = [self._sequence(name) for name in sequence_ids]
         longest = max(sequence.length for sequence in sequences)
-        if longest + max_new_tokens > self._max_context:
-            raise EngineError(
-                f"{longest} tokens and an answer of {max_new_tokens} exceed max_context={self._max_context}: "
-                "end the episode or raise max_context"
-            )
+        check_room(longest, max_new_tokens, self._max_context)
         self._cache.reserve(0, longest + max_new_tokens)
         self._prefill_pending(sequences)
         self._bring_to_front(sequences)
@@ -185,35 +177,24 @@ class NativeEngine:
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Replace every weight in place; see `Engine.load_weights`."""
-        if self._sequences:
-            raise EngineError(
-                f"{len(self._sequences)} sequences are alive (first: {next(iter(self._sequences))}): remove them "
-                "before new weights, their cache belongs to the old policy"
-            )
+        check_none_alive(self._sequences, "new weights, their cache belongs to the old policy")
         self._version = None
         self._cache.reset()
         targets = self._model.named_weights()
-        tied_head: Tensor | None = None
-        seen: set[str] = set()
-        for name, tensor in weights:
-            if name in seen:
-                raise WeightsError(f"{name} came twice")
-            seen.add(name)
-            if name == "lm_head.weight" and name not in targets:
-                tied_head = tensor
-                continue
-            target = targets.get(name)
-            if target is None:
-                raise WeightsError(f"{name} is not a weight of this model")
-            if target.shape != tensor.shape:
-                raise WeightsError(f"{name}: got shape {list(tensor.shape)}, the model has {list(target.shape)}")
-            target.copy_(tensor)
-        missing = sorted(targets.keys() - seen)
-        if missing:
-            raise WeightsError(f"{len(missing)} weights are missing, the first: {', '.join(missing[:3])}")
-        if tied_head is not None and not torch.equal(tied_head.to(self._model.head), self._model.head):
-            raise WeightsError("lm_head.weight differs from the embedding, but the config says tie_word_embeddings")
+        for name, tensor in checked_weights(weights, {name: target.shape for name, target in targets.items()}):
+            targets[name].copy_(tensor)
         self._version = version
+
+    def sleep(self) -> None:
+        """Free the cache; see `Engine.sleep`. The weights stay: use vLLM where the trainer shares a GPU and needs theirs."""
+        check_none_alive(self._sequences, "sleep")
+        self._cache.reset()
+
+    def wake_up(self) -> None:
+        """See `Engine.wake_up`: memory is taken again as sequences need it."""
+
+    def close(self) -> None:
+        """See `Engine.close`: there is nothing but memory."""
 
     def _require_weights(self) -> None:
         if self._version is None:
@@ -240,12 +221,7 @@ class NativeEngine:
             with torch.inference_mode(False):  # patchify keeps a table that a trainer in this process shares
                 pixels, grid = patchify([image], self._device)
             grids = [grid_of(image)]
-            wanted = int(grid.prod()) // self._merge**2
-            if wanted != len(places):
-                raise EngineError(f"the prompt has {len(places)} image placeholders, its image needs {wanted}")
             hidden[torch.from_numpy(places).to(self._device)] = self._model.encode_image(pixels, grid)
-        elif len(places):
-            raise EngineError(f"the prompt has {len(places)} image placeholders but no image was given")
         positions = mrope_positions(ids, grids, self._image_token, self._vision_start, self._merge)
         return hidden.unsqueeze(0), torch.from_numpy(np.ascontiguousarray(positions)).to(self._device).unsqueeze(1)
 

@@ -117,6 +117,15 @@ class ScriptedEngine:
     def load_weights(self, weights: Iterable[tuple[str, Any]], version: int) -> None:
         self.loaded, self.version = dict(weights), version
 
+    def sleep(self) -> None:
+        assert not self.sequences
+
+    def wake_up(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
 
 class EpisodeLog:
     """Writes episodes to a file, a line each, so that a test can read what another process has played."""
