@@ -32,9 +32,6 @@ VERSION = 0
 OpenEngine = Callable[[Mapping[str, Any], Tokenizer, RolloutConfig, str], Engine]
 """(HF's config.json, tokenizer, settings, device) -> an engine without weights."""
 
-Question = tuple[str, NDArray[np.uint8]]
-"""Text, and the front image [H, W, 3] that it is about."""
-
 
 def open_native(hf: Mapping[str, Any], tokenizer: Tokenizer, rollout: RolloutConfig, device: str) -> Engine:
     """The engine of this environment; `device` as torch names it, empty for the GPU where there is one."""
@@ -107,21 +104,33 @@ class ModelDriver:
         """
         run_tasks(tasks, self.engine, environment, self.tokenizer, self.settings, on_episode, on_progress)
 
-    def ask(self, questions: Sequence[Question], max_answer_tokens: int) -> list[str]:
-        """The model's most probable answers to single questions about an image, in order; no environment is involved.
+    def ask(self, image: NDArray[np.uint8], questions: Sequence[str], max_answer_tokens: int) -> list[str]:
+        """The model's most probable answers to single questions about one image [H, W, 3], in order.
 
-        Episodes may be running. Raises ConversionError for a question that holds a special token.
+        What the questions have in common from their start on, the image above all, is computed once. No environment is
+        involved, and episodes may be running. Raises ConversationError for a question that holds a special token.
         """
         answers: list[str] = []
         for first in range(0, len(questions), self.settings.max_running):
-            answers += self._ask(questions[first:first + self.settings.max_running], max_answer_tokens)
+            answers += self._ask(image, questions[first:first + self.settings.max_running], max_answer_tokens)
         return answers
 
-    def _ask(self, questions: Sequence[Question], max_answer_tokens: int) -> list[str]:
+    def _ask(self, image: NDArray[np.uint8], questions: Sequence[str], max_answer_tokens: int) -> list[str]:
         names = [f"question/{self._asked + number}" for number in range(len(questions))]
         self._asked += len(questions)
-        for name, (text, image) in zip(names, questions, strict=True):
-            self.engine.add([name], Conversation(self.tokenizer, text, grid_of(image)).tokens, image)
+        prompts = [Conversation(self.tokenizer, text, grid_of(image)).tokens for text in questions]
+        shared = shared_start(prompts)
+        self.engine.add(names, prompts[0][:shared], image)
+        for name, prompt in zip(names, prompts, strict=True):
+            self.engine.extend(name, prompt[shared:])
         found = self.engine.generate(names, max_answer_tokens, 0.0, [0] * len(names))
         self.engine.remove(names)
         return [self.tokenizer.decode(found[name].tokens) for name in names]
+
+
+def shared_start(prompts: Sequence[NDArray[np.int32]]) -> int:
+    """How many tokens all prompts begin with, so that at least one of each is left."""
+    shortest = min(len(prompt) for prompt in prompts) - 1
+    together = np.stack([prompt[:shortest] for prompt in prompts])
+    differs = (together != together[0]).any(axis=0)
+    return int(np.argmax(differs)) if differs.any() else shortest

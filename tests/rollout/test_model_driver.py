@@ -18,7 +18,7 @@ from nemo_mtdrive.models.convert import hf_to_nemo
 from nemo_mtdrive.models.hf_weights import hf_weights
 from nemo_mtdrive.models.tiny import random_hf_state, tiny_hf_config
 from nemo_mtdrive.rollout.driver_pool import EngineProcessDied, Station, play_batches
-from nemo_mtdrive.rollout.model_driver import ModelDriver
+from nemo_mtdrive.rollout.model_driver import ModelDriver, shared_start
 from nemo_mtdrive.types import Episode, RolloutTask
 
 from .driver_stations import die, environment, open_driver
@@ -91,14 +91,22 @@ def test_the_context_is_at_most_the_models_own(hf_dir: Path) -> None:
     assert {episode.reason for episode in play(hf_dir, max_context=60)} == {"clean", "context"}
 
 
-def test_answers_to_single_questions_are_greedy_and_leave_nothing_behind(hf_dir: Path) -> None:
+def test_answers_to_single_questions_are_those_to_each_alone(hf_dir: Path) -> None:
     driver = ModelDriver.open(hf_dir, rollout=replace(ROLLOUT, max_running=2), reward=RewardConfig(), device="cpu")
-    questions = [(f"Is point {number} inside?", scene_image("a")) for number in range(3)]
-    answers = driver.ask(questions, 6)
-    assert len(answers) == 3 and all(isinstance(answer, str) for answer in answers)
-    one_by_one = [driver.ask([question], 6)[0] for question in questions]
-    assert answers == one_by_one
+    image = np.random.default_rng(0).integers(0, 256, (56, 84, 3), dtype=np.uint8)
+    questions = ["Is point 1 inside?", "Is point 2 inside, or where is it?", "Where to?"]
+    answers = driver.ask(image, questions, 6)
+    assert len(set(answers)) > 1, "the questions are told apart"
+    assert answers == [driver.ask(image, [question], 6)[0] for question in questions]
     driver.engine.load_weights(hf_weights(hf_dir), 1)  # refused while any sequence is alive
+
+
+def test_what_prompts_share_leaves_a_token_of_each() -> None:
+    def shared(*prompts: str) -> int:
+        return shared_start([np.frombuffer(prompt.encode(), np.uint8).astype(np.int32) for prompt in prompts])
+
+    assert (shared("abcd", "abxd"), shared("abc", "abc"), shared("ab", "abcd"), shared("abc")) == (2, 2, 1, 2)
+    assert shared("xa", "ya") == 0
 
 
 def test_batches_over_engines_give_what_one_engine_gives(hf_dir: Path) -> None:
