@@ -122,7 +122,7 @@ def _worker_parts(config: Config, endpoints: Endpoints) -> WorkerParts:
         folder.close()
 
     settings = RolloutSettings(rollout.max_turns, rollout.max_answer_tokens, rollout.max_running,
-                               config.reward.pdm_weight, config.reward.format_weight)
+                               config.reward.pdm_weight, config.reward.format_weight, rollout.episode_timeout_s)
     return WorkerParts(engine, environment, tokenizer, settings, stream.on_episode_end, flush, read_weights, close)
 
 
@@ -158,7 +158,7 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     from nemo_mtdrive.models.qwen25_vl import OptimizerOptions, build_model
     from nemo_mtdrive.models.start import load_start
     from nemo_mtdrive.models.tiny import random_hf_state
-    from nemo_mtdrive.rollout.pool import WorkerPool
+    from nemo_mtdrive.rollout.pool import PoolLimits, WorkerPool
     from nemo_mtdrive.telemetry.events import EventProgress
     from nemo_mtdrive.transfer.link import open_receiver
     from nemo_mtdrive.transfer.segments import RunFolder
@@ -171,8 +171,10 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     progress = EventProgress(events)
     pool = None
     if ranks.rank == 0:
-        pool = WorkerPool(endpoints.control, [worker_name(index) for index in range(rollout.workers)],
-                          heartbeat_timeout_s=rollout.heartbeat_timeout_s)
+        limits = PoolLimits(rollout.heartbeat_timeout_s, rollout.stuck_timeout_s, rollout.max_restarts)
+        pool = WorkerPool(
+            endpoints.control, [worker_name(index) for index in range(rollout.workers)], limits=limits,
+            on_lost=lambda name, pid, reason: progress.tell("lost", worker=name, pid=pid, reason=reason))
 
     tokenizer = load_tokenizer(config)
     hf = hf_config(config, tokenizer)

@@ -59,6 +59,7 @@ class RolloutClient:
         self._received: dict[str, Received] = {}
         self._transfer: CollectMetrics | None = None
         self._worker_metrics: dict[str, float] = {}
+        self._lost_before = (0, 0)
 
     @property
     def policy_version(self) -> int:
@@ -74,7 +75,7 @@ class RolloutClient:
         """Wait until every worker has built its engine; unblocked by their "ready".
 
         Raises:
-            WorkerLost: one failed, or was not ready in time.
+            WorkerLost: one was not ready in time.
         """
         if self._pool is not None:
             self._pool.wait_ready(self._deadlines.start_s)
@@ -112,7 +113,7 @@ class RolloutClient:
         available: a step asks again for what it lacks.
 
         Raises:
-            WorkerLost: a worker ended or fell silent.
+            SharesError: the same tasks took down too many workers.
             CollectTimeout: the deadline passed.
         """
         def arrived(received: Received, count: int, total: int) -> None:
@@ -157,6 +158,11 @@ class RolloutClient:
             if self._transfer is not None else {}
         found |= {f"worker/{name}": float(value) for name, value in self._worker_metrics.items()}
         self._worker_metrics = {}
+        if self._pool is not None:
+            lost, replayed = self._pool.lost, self._pool.replayed_groups
+            found |= {"worker/lost": float(lost - self._lost_before[0]),
+                      "worker/replayed_groups": float(replayed - self._lost_before[1])}
+            self._lost_before = (lost, replayed)
         return found | {"transfer/weight_bytes": float(self._weights.bytes_published)}
 
     def stop(self) -> None:

@@ -27,7 +27,7 @@ FIELDS: dict[str, dict[str, type]] = {
     "progress": {"batch": int, "wave": int, "running": int, "done": int},
     "done": {"batch": int, "episodes": int, "metrics": dict},
     "weights_loaded": {"version": int, "seconds": float},
-    "failed": {"reason": str},
+    "failed": {"reason": str, "pid": int},
     "tasks": {"batch": int, "tasks": list},
     "weights": {"version": int, "manifest": dict},
     "ping": {},

@@ -25,7 +25,7 @@ from nemo_mtdrive.rollout import control
 from nemo_mtdrive.rollout.control import Message
 from nemo_mtdrive.rollout.control_link import ControlLink, TrainerGone
 from nemo_mtdrive.rollout.engine import Engine, EngineError
-from nemo_mtdrive.rollout.multi_turn import Environment, Image, RolloutSettings, run_tasks
+from nemo_mtdrive.rollout.multi_turn import CUT, Environment, Image, RolloutSettings, run_tasks
 from nemo_mtdrive.telemetry import spans
 from nemo_mtdrive.telemetry.spans import span
 from nemo_mtdrive.types import Episode
@@ -88,7 +88,7 @@ def run_worker(config: WorkerConfig, open_parts: Callable[[], WorkerParts]) -> i
         return 1
     except Exception as error:  # the boundary of the process: whatever it was, the trainer learns of it
         reason = f"{type(error).__name__}: {error}"
-        link.send("failed", reason=reason)
+        link.send("failed", reason=reason, pid=os.getpid())
         _say(config.name, f"failed: {reason}")
         sys.excepthook(*sys.exc_info())  # the traceback, for the log
         return 1
@@ -130,12 +130,13 @@ def _play(link: ControlLink, parts: WorkerParts, message: Message) -> None:
                 f"{task.scene_id}: a task for policy version {task.policy_version}, the engine has "
                 f"{parts.engine.version}: send the weights before the tasks"
             )
-    episodes = answers = tokens = 0
+    episodes = answers = tokens = cut = 0
 
     def on_episode(episode: Episode, images: Mapping[str, Image]) -> None:
-        nonlocal episodes, answers, tokens
+        nonlocal episodes, answers, tokens, cut
         episodes += 1
         answers += len(episode.turns)
+        cut += episode.reason.startswith(CUT)
         tokens += sum(turn.stop - turn.start for turn in episode.turns)
         parts.on_episode(episode, images)
 
@@ -150,7 +151,7 @@ def _play(link: ControlLink, parts: WorkerParts, message: Message) -> None:
     )
     played = time.perf_counter() - start
     link.doing = "waiting for the trainer to take the episodes"
-    metrics = {"answers": answers, "tokens": tokens, "play_s": played, **parts.flush()}
+    metrics = {"answers": answers, "tokens": tokens, "episodes_cut": cut, "play_s": played, **parts.flush()}
     spans.flush()  # before "done": then the trainer finds them
     link.send("done", batch=batch, episodes=episodes, metrics=metrics)
 

@@ -7,6 +7,7 @@ One JSON line an event: {"event": "begin", "name", "total", "unit"}, {"event": "
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -20,11 +21,17 @@ class EventProgress:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
+        self._writing = threading.Lock()
 
     def _say(self, **event: Any) -> None:
         if self._stream is not None:
-            self._stream.write(json.dumps(event) + "\n")
-            self._stream.flush()
+            with self._writing:  # rollouts that are gathered beside the training tell of their workers
+                self._stream.write(json.dumps(event) + "\n")
+                self._stream.flush()
+
+    def tell(self, event: str, **fields: Any) -> None:
+        """Tell the launcher of something that is no progress; see `launch`."""
+        self._say(event=event, **fields)
 
     @contextmanager
     def phase(self, name: str, total: int, unit: str) -> Iterator[Bar]:

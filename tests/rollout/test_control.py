@@ -30,7 +30,7 @@ def test_messages_and_tasks_come_back_as_they_were():
         (msgpack.packb({"schema": 1, "type": ["stop"]}), "type"),
         (msgpack.packb({"schema": 1, "type": "stop", "now": True}), "want fields"),
         (msgpack.packb({"schema": 1, "type": "failed"}), "want fields"),
-        (msgpack.packb({"schema": 1, "type": "failed", "reason": 3}), "reason must be str, got int"),
+        (msgpack.packb({"schema": 1, "type": "failed", "pid": 1, "reason": 3}), "reason must be str, got int"),
         (msgpack.packb({"schema": 1, "type": "tasks", "batch": True, "tasks": []}), "batch must be int, got bool"),
         (b"\x00" * (control.LARGEST_MESSAGE + 1), "at most"),
     ],

@@ -13,6 +13,10 @@ from nemo_mtdrive.rollout.multi_turn import RolloutSettings
 from nemo_mtdrive.rollout.worker import WorkerConfig, WorkerParts, run_worker
 
 
+def fail(name: str, seed: int) -> str:
+    raise RuntimeError("out of memory")
+
+
 def open_parts(log: Path, mode: str) -> WorkerParts:
     if mode == "fails-to-start":
         raise FileNotFoundError("no config.json")
@@ -21,6 +25,10 @@ def open_parts(log: Path, mode: str) -> WorkerParts:
     environment = ScriptedEnvironment({f"s{i}": 1 + i % 3 for i in range(20)}, max_turns=4)
     if mode == "slow":
         engine.say = lambda name, seed: time.sleep(0.2) or "slow"
+    elif mode == "hangs":
+        engine.say = lambda name, seed: time.sleep(600.0) or "never"
+    elif mode == "breaks":
+        engine.say = fail
     return WorkerParts(
         engine=engine,
         environment=environment,
