@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
+from nemo_mtdrive.algorithms.limits import STARTED, STOP_FILE
 from nemo_mtdrive.config import Config, ConfigError
 from nemo_mtdrive.process import SHM_ROOT, describe_exit, die_with_parent, free_port, port_is_free
 from nemo_mtdrive.transfer.segments import sweep, sweep_abandoned
@@ -199,6 +200,19 @@ def interruptible() -> Iterator[None]:
             signal.signal(sig, handler)
 
 
+@contextmanager
+def saves_on_request(run_dir: Path) -> Iterator[None]:
+    """SIGUSR1, which schedulers send before a time limit, asks the run to end after its step with a checkpoint."""
+    stop_file = run_dir / STOP_FILE
+    stop_file.unlink(missing_ok=True)
+    previous = signal.signal(signal.SIGUSR1, lambda number, frame: stop_file.touch())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+        stop_file.unlink(missing_ok=True)
+
+
 def run_processes(config: Config, run_dir: Path, on_event: Callable[[dict[str, object]], None]) -> None:
     """Start servers, workers and ranks of a prepared run directory and wait for the end.
 
@@ -212,6 +226,7 @@ def run_processes(config: Config, run_dir: Path, on_event: Callable[[dict[str, o
     with ExitStack() as stack:
         sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="mtdrive-"))
         stack.enter_context(interruptible())
+        stack.enter_context(saves_on_request(run_dir))
         endpoints = make_endpoints(config, Path(sockets))
         stack.callback(sweep, SHM_ROOT, endpoints.run_id)
         job = stack.enter_context(Job(run_dir / "logs"))
@@ -222,10 +237,11 @@ def run_processes(config: Config, run_dir: Path, on_event: Callable[[dict[str, o
         for index in range(config.rollout.workers):
             job.start(f"rollout-worker-{index}", [*command, "rollout-worker", *run, "--index", str(index)],
                       _threads(config.rollout.threads))
+        started = str(time.time())
         reader, writer = os.pipe()
         for rank in range(config.world_size):
             ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(config.world_size),
-                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(endpoints.master_port)}
+                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(endpoints.master_port), STARTED: started}
             events = {"MTDRIVE_EVENTS_FD": str(writer)} if rank == 0 else {}
             job.start(f"training-rank-{rank}", [*command, "train-rank", *run],
                       _threads(config.parallel.threads) | ranks | events, main=True,

@@ -49,6 +49,9 @@ def test_defaults_are_the_papers() -> None:
         (["sft.stages=[{epochs:0}]"], "sft.stages[0]: steps=0, epochs=0; set one of them above 0"),
         (["sft.learn=some"], "sft.learn=some: set it to one of last, all"),
         (["sft.data=/nowhere"], "sft.data='/nowhere': no *.jsonl there"),
+        (["mtgrpo.max_staleness=2"], "mtgrpo.max_staleness=2: set it to 0 (first rollouts, then training) or 1"),
+        (["mtgrpo.max_staleness=1"], "mtgrpo.max_staleness=1: set mtgrpo.importance_cap too"),
+        (["mtgrpo.max_staleness=1", "mtgrpo.importance_cap=2", "mtgrpo.tied_groups=refill"], "set mtgrpo.tied_groups to"),
         (["max_time_per_run=3h"], "max_time_per_run='3h': set it to DAYS:HOURS:MINUTES:SECONDS"),
     ],
 )

@@ -128,6 +128,13 @@ def barrier() -> None:
     dist.barrier()
 
 
+def follow_rank_0(code: int) -> int:
+    """Rank 0's number on every rank, for decisions that all must take alike."""
+    decided = torch.tensor([code], device=device())
+    dist.broadcast(decided, 0)
+    return int(decided)
+
+
 def check_agreement(digest: str) -> None:
     """All ranks name the same digest, or all fail: ranks that train on different data would drift apart in silence.
 
