@@ -98,12 +98,12 @@ def mtgrpo_loss(
     """The part of -J that these episodes contribute; parts of a mini-batch add up to its loss.
 
     Args:
-        logprobs: [B, T] log pi_theta of each token, with gradient.
+        logprobs: [B, T] log pi_theta of each token, with gradient; a packed row is [1, T].
         old_logprobs: [B, T] log pi_theta_old.
         reference_logprobs: [B, T] log pi_ref.
         advantages: [B, T] A of the token's turn.
         mask: [B, T] bool, tokens that the model wrote.
-        weights: [B] weight of each own token (`token_weights`); 0 for an invalid episode.
+        weights: [B, T] of each token in the loss (`token_weights`); what stands outside `mask` does not count.
         settings: eps, beta, KL estimator and what is added to Eq. 4.
         engine_logprobs: [B, T] log p by the engine that drew the tokens; needed with `importance_cap`.
         entropy: [B, T] entropy of pi_theta where the token was drawn, with gradient; needed with `entropy_coefficient`.
@@ -117,7 +117,7 @@ def mtgrpo_loss(
     old = torch.where(mask, old_logprobs, 0.0)
     ratio = (own - old).exp()
     objective = surrogate(ratio, advantages, settings)
-    of_token = mask * weights[:, None]
+    of_token = mask * weights
     metrics: dict[str, Tensor] = {}
     if settings.importance_cap:
         assert engine_logprobs is not None

@@ -48,14 +48,12 @@ def logprob_gap(micro_batches: Sequence[TrainingMicroBatch]) -> dict[str, float]
 
     In fp32 it is rounding (below 1e-4); a stale weight, a lost image or a wrong position shows here first.
     """
-    gaps = [_gap(episode, row) for micro in micro_batches if micro.old_logprobs is not None
-            for episode, row in zip(micro.episodes, micro.old_logprobs.float().cpu().numpy(), strict=True)]
-    if not gaps:
-        return {}
-    flat = np.concatenate(gaps)
-    return {"logprob_gap/max": float(flat.max()), "logprob_gap/mean": float(flat.mean())}
+    gaps = [_gap(micro.episodes, micro.old_logprobs.float().cpu().numpy()[0])
+            for micro in micro_batches if micro.old_logprobs is not None]
+    flat = np.concatenate(gaps) if gaps else np.zeros(0)
+    return {"logprob_gap/max": float(flat.max()), "logprob_gap/mean": float(flat.mean())} if flat.size else {}
 
 
-def _gap(episode: Episode, trainer: np.ndarray) -> np.ndarray:
-    own = episode.turn_of_token != NOT_OURS
-    return np.abs(trainer[:len(own)][own] - episode.logprobs[own])
+def _gap(episodes: Sequence[Episode], trainer: np.ndarray) -> np.ndarray:
+    own = np.concatenate([episode.turn_of_token for episode in episodes]) != NOT_OURS
+    return np.abs(trainer - np.concatenate([episode.logprobs for episode in episodes]))[own]

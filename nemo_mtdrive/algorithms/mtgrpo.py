@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nemo_mtdrive.algorithms.advantage import group_advantages, has_spread
-from nemo_mtdrive.algorithms.batch import Payload, build_micro_batch, pack, pad
+from nemo_mtdrive.algorithms.ahead import AsyncRollouts, Pending, RolloutsAhead
+from nemo_mtdrive.algorithms.batch import Payload, balance, build_micro_batch, joined, silent
 from nemo_mtdrive.algorithms.loss import LossSettings, mtgrpo_loss, token_weights
 from nemo_mtdrive.algorithms.metrics import logprob_gap, rollout_metrics
 from nemo_mtdrive.algorithms.policy import DataShare, MicroBatch, Policy
@@ -23,7 +24,7 @@ from nemo_mtdrive.telemetry.timers import StepTimers
 from nemo_mtdrive.types import NOT_OURS, Episode, Group, RolloutTask
 
 
-class Rollouts(Protocol):
+class Rollouts(AsyncRollouts, Protocol):
     """Where groups come from: rollout workers behind IPSS, or the baseline transfer."""
 
     def generate(self, tasks: list[RolloutTask], *, more: bool = False) -> list[Group]:
@@ -88,6 +89,9 @@ class MTGRPOTrainer:
         self.timers = StepTimers()
         self.groups: list[Group] = []
         """All groups of the last step, those that were left out included, for recording."""
+        self._ahead = None
+        if settings.max_staleness:
+            self._ahead = RolloutsAhead(rollouts, self.draw_tasks, settings.iterations * settings.steps)
         self._sampler = EpochSampler(len(scene_ids), seed)
         self._refill_sampler = EpochSampler(len(scene_ids), seed + 1)
         self._loss = LossSettings(settings.clip_low, settings.clip_high, settings.kl_coefficient, settings.kl_estimator,
@@ -111,16 +115,18 @@ class MTGRPOTrainer:
             for _ in range(self.settings.inner_updates):
                 updates += [self.update(mini_batch) for mini_batch in mini_batches]
         metrics = rollout_metrics(self.groups, self.settings.estimator, self.rollout.max_turns) | _mean(updates)
+        metrics["staleness"] = float(max((self._lag(group) for group in groups), default=0))
         metrics |= {"groups/generated": float(len(self.groups)), "groups/trained": float(len(groups))}
         metrics |= logprob_gap([micro for mini_batch in mini_batches for micro in mini_batch])
         with self.timers("weight_sync"):
-            self.rollouts.publish_next()
+            self.publish()
         return metrics | self.cache.on_step_end() | self.rollouts.collect() | self.timers.collect()
 
     def roll_out(self, step: int) -> list[Group]:
         """Lines 6 to 9, and which groups are trained on: a group without spread teaches nothing but the KL term."""
         count, rounds = self.settings.prompts_per_step, 0
-        self.groups = self.rollouts.generate(self.draw_tasks(step))
+        ahead = self._ahead
+        self.groups = ahead.take(step) if ahead is not None else self.rollouts.generate(self.draw_tasks(step))
         if self.settings.tied_groups == "keep":
             return self.groups
         trained = self._with_spread(self.groups)
@@ -130,6 +136,28 @@ class MTGRPOTrainer:
             self.groups = self.groups + found
             trained += self._with_spread(found)
         return trained
+
+    def publish(self) -> None:
+        """Line 7 of the next step: pi_old becomes what was just trained."""
+        if self._ahead is not None:
+            self._ahead.weights_changed()  # the workers are playing; they get it as soon as they are idle
+        else:
+            self.rollouts.publish_next()
+
+    def settle(self) -> None:
+        """Wait until no rollout is under way ahead of the trainer, as before a validation or a checkpoint."""
+        if self._ahead is not None:
+            self._ahead.settle()
+
+    @property
+    def pending(self) -> Pending | None:
+        """Rollouts that wait for their step after `settle`; part of a checkpoint."""
+        return self._ahead.pending if self._ahead is not None else None
+
+    def restore(self, pending: Pending, images: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Go on with the rollouts of a checkpoint."""
+        assert self._ahead is not None, "a checkpoint with pending rollouts belongs to a run with mtgrpo.max_staleness=1"
+        self._ahead.restore(pending, images)
 
     def draw_tasks(self, step: int) -> list[RolloutTask]:
         """Line 6: the questions of this step, each to be rolled out G times."""
@@ -148,24 +176,29 @@ class MTGRPOTrainer:
                             step=step, slot=slot, temperature=self.rollout.temperature)
                 for slot, index in enumerate(chosen, start=first_slot)]
 
+    def _lag(self, group: Group) -> int:
+        """By how many versions the weights that played a group are behind the published ones."""
+        return self.rollouts.policy_version - min(episode.policy_version for episode in group.episodes)
+
     def _with_spread(self, groups: list[Group]) -> list[Group]:
         return [group for group in groups if has_spread(group, self.settings.estimator, self.rollout.max_turns)]
 
     def assemble(self, step: int, groups: list[Group]) -> list[MiniBatch]:
-        """Line 10: advantages of every token, and the episodes in mini-batches of whole groups and micro-batches of
-        similar length. This data rank keeps its share; a mini-batch without a valid episode is left out."""
+        """Line 10: advantages of every token, and the episodes in mini-batches of whole groups and packed micro-batches.
+        This data rank keeps its share; a mini-batch without a valid episode is left out."""
         size = self.settings.mini_batch_prompts
         mini_batches = []
         for number, start in enumerate(range(0, len(groups), size)):
             chosen = groups[start:start + size]
             rows = self._rows(chosen)
-            packed = pack([len(episode.tokens) for episode, _, _ in rows], self.settings.micro_batch_tokens)
-            mine = packed[self.share.rank::self.share.size]
-            if rows and not mine:  # every data rank takes part in a mini-batch: this one with an episode of weight 0
-                mine, rows = [[0]], [(rows[0][0], np.zeros_like(rows[0][1]), 0.0)]
-            if rows:
-                mini_batches.append([TrainingMicroBatch(f"{step}/{number}/{i}", *_columns([rows[j] for j in indices]))
-                                     for i, indices in enumerate(mine)])
+            if not rows:
+                continue
+            lengths = [len(episode.tokens) for episode, _, _ in rows]
+            mine = balance(lengths, self.settings.micro_batch_tokens, self.share.size)[self.share.rank]
+            if not mine:  # fewer episodes than data ranks
+                mine, rows = [[0]], [(silent(rows[0][0]), np.zeros_like(rows[0][1]), 0.0)]
+            mini_batches.append([TrainingMicroBatch(f"{step}/{number}/{i}", *_columns([rows[j] for j in indices]))
+                                 for i, indices in enumerate(mine)])
         return mini_batches
 
     def _rows(self, groups: list[Group]) -> list[Row]:
@@ -212,12 +245,12 @@ class MTGRPOTrainer:
     def tensors(self, micro: TrainingMicroBatch) -> MicroBatch:
         """The micro-batch on the device: from IPTC, or built anew for each phase without it."""
         def build() -> MicroBatch:
-            tensors = build_micro_batch(micro.episodes, self.rollouts.images(micro.episodes), self.tokenizer,
-                                        self.share.device)
-            tensors["advantages"] = pad(micro.advantages, torch.float32).to(self.share.device)
-            tensors["weights"] = torch.tensor(micro.weights, dtype=torch.float32, device=self.share.device)
-            tensors["engine_logprobs"] = pad([e.logprobs for e in micro.episodes], torch.float32).to(self.share.device)
-            return tensors
+            device, episodes = self.share.device, micro.episodes
+            of_token = [np.full(len(e.tokens), weight) for e, weight in zip(episodes, micro.weights, strict=True)]
+            return build_micro_batch(episodes, self.rollouts.images(episodes), self.tokenizer, device) | {
+                "advantages": joined(micro.advantages, torch.float32).to(device),
+                "weights": joined(of_token, torch.float32).to(device),
+                "engine_logprobs": joined((e.logprobs for e in episodes), torch.float32).to(device)}
 
         return self.cache.get(micro.key, build)
 

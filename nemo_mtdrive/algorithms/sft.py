@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nemo_mtdrive.algorithms.batch import build_micro_batch, pack
+from nemo_mtdrive.algorithms.batch import balance, build_micro_batch, silent
 from nemo_mtdrive.algorithms.loss import sft_loss
 from nemo_mtdrive.algorithms.policy import DataShare, MicroBatch, Policy
 from nemo_mtdrive.config import SFTConfig
@@ -120,14 +120,10 @@ class SFTTrainer:
         return fitting
 
     def _micro_batches(self, sequences: list[TokenSequence]) -> list[MicroBatch]:
-        """This data rank's share: conversations of like length together, micro-batches dealt to the ranks."""
-        chunks = pack([len(s.tokens) for s in sequences], self._settings.micro_batch_tokens)
-        while len(chunks) < self._share.size:  # every rank takes part
-            longest = max(chunks, key=len)
-            chunks += [longest[len(longest) // 2:]]
-            del longest[len(longest) // 2:]
-        return [build_micro_batch([sequences[i] for i in chunk], self._dataset.image, self._tokenizer, self._share.device)
-                for chunk in chunks[self._share.rank::self._share.size]]
+        """This data rank's share, packed; a rank that would have none learns nothing of the first conversation."""
+        shares = balance([len(s.tokens) for s in sequences], self._settings.micro_batch_tokens, self._share.size)
+        mine = [[sequences[i] for i in indices] for indices in shares[self._share.rank]] or [[silent(sequences[0])]]
+        return [build_micro_batch(packed, self._dataset.image, self._tokenizer, self._share.device) for packed in mine]
 
     @staticmethod
     def _loss(logprobs: Tensor, batch: MicroBatch, learned: int) -> tuple[Tensor, dict[str, Tensor]]:

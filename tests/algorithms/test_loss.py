@@ -42,8 +42,8 @@ def random_batch(seed: int, dtype: torch.dtype):
 
 
 def per_token(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """1/|o_i| of Eq. 4 on top of a rollout's weight."""
-    return weights / mask.sum(1).clamp(min=1)
+    """1/|o_i| of Eq. 4 on top of a rollout's weight, for each token [B, T]."""
+    return (weights / mask.sum(1).clamp(min=1))[:, None].expand(mask.shape)
 
 
 def test_one_token_by_hand() -> None:
@@ -52,7 +52,7 @@ def test_one_token_by_hand() -> None:
     old = torch.tensor([[0.0, math.log(0.4)]], dtype=torch.float64)
     ref = torch.tensor([[0.0, math.log(0.3)]], dtype=torch.float64)
     loss, metrics = mtgrpo_loss(new, old, ref, torch.full((1, 2), 2.0, dtype=torch.float64),
-                                torch.tensor([[False, True]]), torch.ones(1, dtype=torch.float64), SETTINGS)
+                                torch.tensor([[False, True]]), torch.ones(1, 2, dtype=torch.float64), SETTINGS)
     assert loss.item() == pytest.approx(-(2.4 - 0.01 * (math.log(2) - 0.5)), abs=1e-12)
     assert metrics["clip_share"].item() == 1.0
     assert metrics["kl"].item() == pytest.approx(math.log(2) - 0.5, abs=1e-12)
@@ -61,7 +61,7 @@ def test_one_token_by_hand() -> None:
 def test_a_negative_advantage_is_not_clipped_above() -> None:
     """min() keeps the larger penalty: ratio 1.5 with A = -1 stays -1.5."""
     new, old = torch.tensor([[math.log(0.6)]]), torch.tensor([[math.log(0.4)]])
-    loss, _ = mtgrpo_loss(new, old, new, torch.tensor([[-1.0]]), torch.tensor([[True]]), torch.ones(1), SETTINGS)
+    loss, _ = mtgrpo_loss(new, old, new, torch.tensor([[-1.0]]), torch.tensor([[True]]), torch.ones(1, 1), SETTINGS)
     assert loss.item() == pytest.approx(1.5, rel=1e-6)
 
 
@@ -81,10 +81,10 @@ def test_loss_and_gradient_equal_the_reference(seed: int, dtype: torch.dtype, to
 
 def test_masked_tokens_have_no_gradient_and_may_hold_anything() -> None:
     new, old, ref, advantages, mask, weights = random_batch(3, torch.float64)
-    expected, _ = mtgrpo_loss(new, old, ref, advantages, mask, weights, SETTINGS)
+    expected, _ = mtgrpo_loss(new, old, ref, advantages, mask, weights[:, None], SETTINGS)
     dirty = torch.where(mask, new.detach(), -torch.inf).requires_grad_()
     loss, _ = mtgrpo_loss(dirty, torch.where(mask, old, torch.nan), torch.where(mask, ref, torch.inf), advantages, mask,
-                          weights, SETTINGS)
+                          weights[:, None], SETTINGS)
     (gradient,) = torch.autograd.grad(loss, dirty)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-14)
     assert (gradient[~mask] == 0).all() and torch.isfinite(gradient).all()
@@ -92,8 +92,8 @@ def test_masked_tokens_have_no_gradient_and_may_hold_anything() -> None:
 
 def test_micro_batches_add_up() -> None:
     new, old, ref, advantages, mask, weights = random_batch(4, torch.float64)
-    whole, _ = mtgrpo_loss(new, old, ref, advantages, mask, weights, SETTINGS)
-    parts = [mtgrpo_loss(new[s], old[s], ref[s], advantages[s], mask[s], weights[s], SETTINGS)[0]
+    whole, _ = mtgrpo_loss(new, old, ref, advantages, mask, weights[:, None], SETTINGS)
+    parts = [mtgrpo_loss(new[s], old[s], ref[s], advantages[s], mask[s], weights[s, None], SETTINGS)[0]
              for s in (slice(0, 2), slice(2, 5))]
     assert sum(p.item() for p in parts) == pytest.approx(whole.item(), abs=1e-14)
 
@@ -127,8 +127,9 @@ def test_what_is_added_to_eq_4_equals_its_reference(changes: dict) -> None:
     engine = old + 0.1 * torch.randn(old.shape, generator=generator, dtype=torch.float64)
     entropy = torch.rand(old.shape, generator=generator, dtype=torch.float64).requires_grad_()
     expected = everything_reference(new, old, ref, advantages, mask, weights, settings, engine, entropy)
-    found, _ = mtgrpo_loss(new, old, ref, advantages, mask, weights, settings, engine_logprobs=engine, entropy=entropy)
-    plain, _ = mtgrpo_loss(new, old, ref, advantages, mask, weights, SETTINGS)
+    found, _ = mtgrpo_loss(new, old, ref, advantages, mask, weights[:, None], settings, engine_logprobs=engine,
+                           entropy=entropy)
+    plain, _ = mtgrpo_loss(new, old, ref, advantages, mask, weights[:, None], SETTINGS)
     assert found.item() == pytest.approx(expected.item(), abs=1e-13)
     assert abs(found.item() - plain.item()) > 1e-6  # the change is in force on these numbers
     for mine, theirs in zip(torch.autograd.grad(found, (new, entropy), allow_unused=True),
@@ -140,7 +141,7 @@ def test_dual_clip_bounds_a_runaway_ratio() -> None:
     """A token that became e^5 times likelier with A = -1 pushes with -e^5 by Eq. 4 and with -3 under dual clip 3."""
     new, old, one = torch.tensor([[5.0]]), torch.tensor([[0.0]]), torch.tensor([[-1.0]])
     settings = replace(SETTINGS, kl_coefficient=0.0, dual_clip=3.0)
-    loss, _ = mtgrpo_loss(new, old, old, one, torch.tensor([[True]]), torch.ones(1), settings)
+    loss, _ = mtgrpo_loss(new, old, old, one, torch.tensor([[True]]), torch.ones(1, 1), settings)
     assert loss.item() == 3.0
 
 

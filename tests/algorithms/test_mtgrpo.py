@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from nemo_mtdrive.algorithms.advantage import ESTIMATORS, group_advantages
-from nemo_mtdrive.algorithms.batch import build_micro_batch, pack
 from nemo_mtdrive.algorithms.loss import LossSettings
 from nemo_mtdrive.algorithms.mtgrpo import MTGRPOTrainer
 from nemo_mtdrive.algorithms.policy import DataShare, LossFunction, MicroBatch
@@ -197,7 +196,7 @@ def test_data_ranks_add_up_to_the_whole(tokenizer: Tokenizer) -> None:
 
 
 def test_a_rank_without_an_episode_still_takes_part(tokenizer: Tokenizer) -> None:
-    run = trainer(tokenizer, share=(1, 2))  # one micro-batch holds all: rank 1 has none of it
+    run = trainer(tokenizer, share=(20, 24))  # more ranks than episodes
     run.step(0)
     assert len(run.policy.gradients) == 1
     assert (run.policy.gradients[0] == 0).all()
@@ -263,25 +262,6 @@ def test_tasks_depend_on_the_step_alone(tokenizer: Tokenizer) -> None:
     run.draw_tasks(0)
     assert run.draw_tasks(5) == tasks
     assert len({task.seed for step in range(4) for task in run.draw_tasks(step)}) == 12
-
-
-def test_pack_keeps_the_budget_and_every_sequence() -> None:
-    lengths = [5, 9, 3, 9, 1, 20, 7]
-    packed = pack(lengths, budget=18)
-    assert sorted(i for batch in packed for i in batch) == list(range(7))
-    for batch in packed:
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 18
-
-
-def test_a_micro_batch_holds_each_image_once(tokenizer: Tokenizer) -> None:
-    task = RolloutTask("a", 4, 0, 0, 0, 1.0)
-    rows = [episode(tokenizer, task, i, [0.5]) for i in range(4)]
-    batch = build_micro_batch(rows, {"k": IMAGE}.__getitem__, tokenizer, torch.device("cpu"))
-    assert batch["image_grid_thw"].tolist() == [[1, 2, 2]]
-    assert batch["image_index"].tolist() == [0, 0, 0, 0]
-    assert batch["pixel_values"].shape == (4, 1176)
-    assert batch["tokens"].shape == batch["mask"].shape == batch["positions"].shape[1:]
-    assert batch["mask"].sum() == sum((row.turn_of_token >= 0).sum() for row in rows)
 
 
 def test_an_episode_with_nothing_in_it_is_left_out(tokenizer: Tokenizer, tmp_path: Path) -> None:
