@@ -74,40 +74,36 @@ class RolloutsAhead:
 
     def take(self, step: int) -> list[Group]:
         """The groups of a step; those of the next one are on their way when this returns. Collective."""
+        if self._open is None and self.pending is None:  # the first step of a run: nobody played ahead of it
+            self.pending = Pending(step, self._rollouts.gather(self._rollouts.submit(self._draw(step))))
         self.settle()
-        if self.pending is None:  # the first step of a run has nobody to play ahead of it
-            groups = self._rollouts.gather(self._rollouts.submit(self._draw(step)))
-        else:
-            groups, found = self.pending.groups, self.pending.step
-            if found != step:
-                raise PendingError(f"step {step} is due, but the rollouts that wait are of step {found}")
+        assert self.pending is not None
+        groups, found = self.pending.groups, self.pending.step
+        if found != step:
+            raise PendingError(f"step {step} is due, but the rollouts that wait are of step {found}")
         self.pending = None
-        self.publish()
         if step + 1 < self._steps:
             self._open = step + 1, self._rollouts.submit(self._draw(step + 1), gather_ahead=True)
         return groups
 
     def weights_changed(self) -> None:
-        """The policy was updated; the workers get it when they are idle."""
+        """The policy was updated; the workers get it as soon as they are idle."""
         self._unpublished = True
 
     def settle(self) -> None:
-        """Wait for what is under way, so that the workers are idle. Collective."""
+        """Wait for what is under way; then the workers are idle and have the newest weights. Collective."""
         if self._open is not None:
             step, ticket = self._open
             self.pending = Pending(step, self._rollouts.gather(ticket))
             self._open = None
-
-    def publish(self) -> None:
-        """Publish the weights if they changed; the workers must be idle (`settle`). Collective."""
         if self._unpublished:
             self._rollouts.publish_next()
             self._unpublished = False
 
     def restore(self, pending: Pending, images: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Go on from a checkpoint: its step comes next, and the weights that were loaded are not published yet."""
+        """Go on from a checkpoint, whose weights are published already: its step comes next."""
         self._rollouts.adopt(pending.groups, images)
-        self.pending, self._unpublished = pending, True
+        self.pending = pending
 
 
 def write_pending(path: Path, pending: Pending) -> None:

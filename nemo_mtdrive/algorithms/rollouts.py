@@ -6,16 +6,21 @@ episodes themselves, because tensor-parallel ranks need the same data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nemo_mtdrive.algorithms.batch import Payload
 from nemo_mtdrive.callbacks.ipss import IPSS
 from nemo_mtdrive.callbacks.weight_sync import WeightSync
 from nemo_mtdrive.rollout.pool import WorkerPool
 from nemo_mtdrive.telemetry.progress import Bar
-from nemo_mtdrive.transfer.collect import CollectMetrics
+from nemo_mtdrive.transfer import wire
+from nemo_mtdrive.transfer.collect import Collected, CollectMetrics
 from nemo_mtdrive.transfer.link import Received
 from nemo_mtdrive.types import Episode, Group, RolloutTask
 
@@ -35,6 +40,31 @@ class Ticket:
     tasks: tuple[RolloutTask, ...]
     number: int
     """What the worker pool calls them; -1 on ranks without one."""
+
+
+class _Ahead(threading.Thread):
+    """Waits for a ticket beside the training; a daemon, so that a trainer that fails does not wait for it."""
+
+    def __init__(self, ticket: Ticket, wait: Callable[[], Collected]) -> None:
+        super().__init__(name="gather-ahead", daemon=True)
+        self.ticket = ticket
+        self._wait = wait
+        self._outcome: Collected | Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._outcome = self._wait()
+        except Exception as error:  # raised again where the result is asked for
+            self._outcome = error
+
+    def result(self) -> Collected:
+        """What came; raises what went wrong."""
+        self.join()
+        if isinstance(self._outcome, Collected):
+            return self._outcome
+        assert self._outcome is not None
+        raise self._outcome
 
 
 class RolloutClient:
@@ -60,6 +90,7 @@ class RolloutClient:
         self._transfer: CollectMetrics | None = None
         self._worker_metrics: dict[str, float] = {}
         self._lost_before = (0, 0)
+        self._ahead: _Ahead | None = None
 
     @property
     def policy_version(self) -> int:
@@ -98,13 +129,18 @@ class RolloutClient:
         """Roll the tasks out and wait for every episode: `submit` and `gather` in one. Collective."""
         return self.gather(self.submit(tasks), bar, more=more)
 
-    def submit(self, tasks: Sequence[RolloutTask]) -> Ticket:
+    def submit(self, tasks: Sequence[RolloutTask], *, gather_ahead: bool = False) -> Ticket:
         """Hand tasks to the workers and come back at once; several tickets may be open. Collective.
 
-        The workers play tickets in the order of their submission, with the weights of the tasks' policy version.
+        The workers play tickets in the order of their submission, with the weights of the tasks' policy version. With
+        `gather_ahead` a thread takes the episodes in as they come, so that workers never wait for a trainer that
+        computes; until that ticket is gathered nothing else may be asked of the workers.
         """
         self._ipss.collector.expect(tasks)
-        return Ticket(tuple(tasks), self._pool.start(tasks) if self._pool is not None else -1)
+        ticket = Ticket(tuple(tasks), self._pool.start(tasks) if self._pool is not None else -1)
+        if gather_ahead:
+            self._ahead = _Ahead(ticket, lambda: self._wait_for(ticket, None))
+        return ticket
 
     def gather(self, ticket: Ticket, bar: Bar | None = None, *, more: bool = False) -> list[Group]:
         """Wait for every episode of a ticket; groups in the order of its tasks. Collective.
@@ -116,18 +152,33 @@ class RolloutClient:
             SharesError: the same tasks took down too many workers.
             CollectTimeout: the deadline passed.
         """
-        def arrived(received: Received, count: int, total: int) -> None:
-            if bar is not None:
-                bar.advance(1)
-
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.ticket is not ticket:
+            raise ValueError("rollouts are under way ahead of the trainer: gather their ticket first")
+        collected = self._wait_for(ticket, bar) if ahead is None else ahead.result()
         kept = self._received if more else {}
-        collected = self._ipss.collect(ticket.tasks, deadline_s=self._deadlines.rollout_s, on_arrival=arrived,
-                                       on_wait=self._look_after_workers)
-        self._finish(ticket)
         self._agree(collected.digest)
         self._received = kept | dict(collected.received)
         self._transfer = collected.metrics
         return collected.groups
+
+    def adopt(self, groups: Sequence[Group], images: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Know the images of groups that came out of a checkpoint, by key."""
+        self._received |= {
+            episode.episode_id: Received(episode, {key: images[key] for key in episode.image_keys}, 0, 0.0,
+                                         tuple(wire.encode(episode)))
+            for group in groups for episode in group.episodes}
+
+    def _wait_for(self, ticket: Ticket, bar: Bar | None) -> Collected:
+        """Every episode of a ticket, and every rank has them."""
+        def arrived(received: Received, count: int, total: int) -> None:
+            if bar is not None:
+                bar.advance(1)
+
+        collected = self._ipss.collect(ticket.tasks, deadline_s=self._deadlines.rollout_s, on_arrival=arrived,
+                                       on_wait=self._look_after_workers)
+        self._finish(ticket)
+        return collected
 
     def _look_after_workers(self) -> None:
         if self._pool is not None:
