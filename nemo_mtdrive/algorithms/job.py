@@ -7,7 +7,6 @@ dumps and summary.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 
+from nemo_mtdrive.algorithms.ahead import pending_images, read_pending, write_pending
+from nemo_mtdrive.algorithms.limits import RunEnded, RunLimit
 from nemo_mtdrive.algorithms.mtgrpo import MTGRPOTrainer, task_seed
 from nemo_mtdrive.algorithms.policy import Policy
 from nemo_mtdrive.algorithms.rollouts import RolloutClient
@@ -33,7 +34,10 @@ from nemo_mtdrive.telemetry.progress import Progress
 from nemo_mtdrive.telemetry.recorder import EpisodeRecorder
 from nemo_mtdrive.telemetry.timeline import StepTimeline
 from nemo_mtdrive.types import Episode, Group, RolloutTask
+from nemo_mtdrive.whole_file import write_whole
 
+PENDING = "pending_rollouts.msgpack"
+"""Beside a checkpoint's weights: the rollouts that were under way ahead of the trainer."""
 EVALUATION_STEP = 0
 """Every evaluation draws with the same seeds, so that rows differ by the policy alone."""
 
@@ -54,10 +58,11 @@ class TrainingJob:
     def __init__(self, config: Config, run_dir: Path, policy: Policy, rollouts: RolloutClient,
                  sft: SFTTrainer | None, rl: MTGRPOTrainer, splits: Splits, scenes: SceneArguments,
                  checkpoints: CheckpointStore, save: Callable[[Path], None], load: Callable[[Path], None],
-                 progress: Progress, rank: int) -> None:
+                 progress: Progress, rank: int, limit: RunLimit) -> None:
         """`save` and `load` write and read the policy's weights, optimizer and reference in a folder (collective)."""
         self.config = config
         self.rank = rank
+        self._limit = limit
         self._save = save
         self._load = load
         self.run_dir = run_dir
@@ -78,7 +83,18 @@ class TrainingJob:
         self._recorder = EpisodeRecorder(run_dir, max_episodes=config.logging.recorded_episodes, with_tokens=False)
 
     def run(self) -> None:
-        """Everything that is not done yet."""
+        """Everything that is not done yet, or as much as `limit` allows; status.json says which."""
+        try:
+            self._run()
+            ended = ""
+        except RunEnded as end:
+            ended = str(end)
+            self.progress.note(f"{ended}; resume=true goes on")
+        if self.is_main:
+            write_whole(self.run_dir / "status.json", json.dumps({"finished": not ended, "reason": ended}))
+        self.rollouts.stop()
+
+    def _run(self) -> None:
         state = self.resume()
         self.rollouts.publish()
         if state.phase == "sft":
@@ -91,7 +107,6 @@ class TrainingJob:
         if self.rl_steps:
             self.run_rl(state.step)
             self.evaluate("after_rl")
-        self.rollouts.stop()
 
     def resume(self) -> JobState:
         """Load the last whole checkpoint, if the job is to be resumed and there is one; else start with the policy."""
@@ -109,6 +124,9 @@ class TrainingJob:
         else:  # no rank can go on where one was; all draw anew, each its own
             torch.manual_seed(task_seed(self.config.seed, saved["job"]["step"], self.rank))
         self.rollouts.policy_version = saved["policy_version"]
+        if (found.path / PENDING).is_file():
+            pending = read_pending(found.path / PENDING)
+            self.rl.restore(pending, pending_images(pending, self._scenes.image))
         state = JobState(**saved["job"])
         if self.is_main:
             self._recorder.drop_after("train", state.step - 1 if state.phase == "rl" else -1)
@@ -125,15 +143,28 @@ class TrainingJob:
                 values = self.sft.step(step)
                 metrics.log(step, values)
                 bar.advance(1, loss=values["loss"])
-                if (step + 1) % self.config.checkpoint.sft_every_steps == 0 and step + 1 < total:
-                    self.save(JobState("sft", step + 1), {})
-                every = self.config.validation.sft_every_steps
-                if every and (step + 1) % every == 0 and step + 1 < total:
-                    self.rollouts.publish_next()
-                    self.evaluate(f"sft_step_{step + 1}")
+                if step + 1 < total:
+                    self._between_sft_steps(JobState("sft", step + 1))
         self.policy.set_reference()
         self.rollouts.publish_next()
         self.save(JobState("rl", 0), {})
+        self._end_if_due()
+
+    def _between_sft_steps(self, state: JobState) -> None:
+        """Validate and save where that is due; end the run where its time is up."""
+        why = self._limit.reason()
+        if why or state.step % self.config.checkpoint.sft_every_steps == 0:
+            self.save(state, {})
+        if why:
+            raise RunEnded(f"{why}: SFT step {state.step} is saved")
+        every = self.config.validation.sft_every_steps
+        if every and state.step % every == 0:
+            self.rollouts.publish_next()
+            self.evaluate(f"sft_step_{state.step}")
+
+    def _end_if_due(self) -> None:
+        if why := self._limit.reason():
+            raise RunEnded(f"{why}: the SFT model is saved")
 
     @property
     def rl_steps(self) -> int:
@@ -157,12 +188,19 @@ class TrainingJob:
                 self.record("train", step, self.rl.groups)
                 bar.advance(1, reward=values.get("reward/mean", float("nan")), kl=values.get("kl", float("nan")),
                             gap=values.get("logprob_gap/max", float("nan")))
-                every = self.config.checkpoint.every_steps
-                if step + 1 == total or (every and (step + 1) % every == 0):
-                    self.save(JobState("rl", step + 1), values)
-                validate = self.config.validation.every_steps
-                if validate and (step + 1) % validate == 0 and step + 1 < total:
-                    self.evaluate(f"rl_step_{step + 1}")
+                self._after_rl_step(JobState("rl", step + 1), values)
+
+    def _after_rl_step(self, state: JobState, values: Mapping[str, float]) -> None:
+        """Save and validate where that is due; end the run where its time is up."""
+        last, every = state.step == self.rl_steps, self.config.checkpoint.every_steps
+        why = "" if last else self._limit.reason()
+        if last or why or (every and state.step % every == 0):
+            self.save(state, values)
+        if why:
+            raise RunEnded(f"{why}: mtGRPO step {state.step} is saved")
+        every = self.config.validation.every_steps
+        if every and state.step % every == 0 and not last:
+            self.evaluate(f"rl_step_{state.step}")
 
     def evaluate(self, name: str) -> None:
         """Roll out the held-out scenes once each with the training sampler and add the row to summary.json."""
@@ -171,12 +209,13 @@ class TrainingJob:
         ids = self.splits.held_out[:self.config.validation.scenes]
         if not ids:
             return
+        self.rl.settle()
         version, temperature = self.rollouts.policy_version, self.config.rollout.temperature
         tasks = [RolloutTask(scene_id=scene_id, group_size=1, seed=task_seed(self.config.seed, EVALUATION_STEP, slot),
                              policy_version=version, step=EVALUATION_STEP, temperature=temperature, purpose=name, slot=slot)
                  for slot, scene_id in enumerate(ids)]
         with self.progress.phase(f"evaluate {name.replace('_', ' ')}", total=len(tasks), unit="scenes") as bar:
-            groups = self.rollouts.generate(tasks, bar)
+            groups = self.rollouts.generate(tasks, bar, more=True)  # the images of rollouts that wait stay too
         episodes = [episode for group in groups for episode in group.episodes]
         if self.is_main:
             facts = {scene_id: facts_of(self._scenes.load(scene_id)) for scene_id in ids}
@@ -201,7 +240,14 @@ class TrainingJob:
         trainer_state = {"job": asdict(state), "policy_version": self.rollouts.policy_version, "random": random_state()}
         wanted = ("reward/mean", self.config.checkpoint.best_metric)
         kept = {name: value for name, value in metrics.items() if "/PDMS" in name or name in wanted}
-        self.checkpoints.save(f"{state.phase}-{state.step:06d}", self._save, trainer_state, kept)
+        self.rl.settle()
+
+        def write(folder: Path) -> None:
+            self._save(folder)
+            if self.is_main and self.rl.pending is not None:
+                write_pending(folder / PENDING, self.rl.pending)
+
+        self.checkpoints.save(f"{state.phase}-{state.step:06d}", write, trainer_state, kept)
 
     def _metrics(self, phase: str, done: int) -> MetricsLogger | NoMetrics:
         if not self.is_main:
@@ -242,9 +288,7 @@ class Summary:
 
     def add(self, name: str, row: Any) -> None:
         """Add or replace a row."""
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self.read() | {name: row}, indent=1))
-        temporary.replace(self._path)
+        write_whole(self._path, json.dumps(self.read() | {name: row}, indent=1))
 
     def clear(self) -> None:
         """Forget the rows of an earlier run of the same directory."""
