@@ -119,6 +119,8 @@ class RewardConfig:
 
     pdm_weight: float = 0.8
     format_weight: float = 0.2
+    progressive_weight: float = 0.0
+    """Times PDMS of a turn less that of the turn before, added to the reward of every turn but the first; 0: Eq. 2."""
 
 
 @dataclass
@@ -186,6 +188,8 @@ class SFTConfig:
     """At the end of the warm-up; a cosine takes it down to a hundredth."""
     warmup_steps: int = 100
     weight_decay: float = 0.01
+    max_skipped_updates: int = 3
+    """As `mtgrpo.max_skipped_updates`."""
     seed: int = 11
 
 
@@ -217,12 +221,16 @@ class MtGRPOConfig:
     kl_estimator: str = "k3"
     aggregation: str = "sequence_mean"
     """Over tokens: sequence_mean (Eq. 4, 1/|o_i|), token_mean (all tokens of the mini-batch alike) or constant."""
+    entropy_coefficient: float = 0.0
+    """Times the policy's entropy at each own token, added to the objective; 0: off."""
     importance_cap: float = 0.0
     """Weigh tokens by min(pi_trainer / pi_engine, cap) against the engine's other numerics; 0: off."""
     tied_groups: str = "keep"
     """Groups whose advantages are all 0: keep, drop, or refill (draw other scenes in their place)."""
     refill_rounds: int = 2
     """Most times that a step draws again with tied_groups=refill."""
+    max_skipped_updates: int = 3
+    """An update whose loss or gradient is not finite is skipped and dumped to RUN/nan; more than so many end the run."""
 
 
 @dataclass

@@ -113,8 +113,9 @@ CHOICES = {
 MAY_BE_ZERO = frozenset((
     "seed", "scenes.seed", "scenes.difficulty", "environment.port", "environment.retries", "environment.max_restarts",
     "rollout.max_restarts", "max_restarts", "reward.pdm_weight",
-    "reward.format_weight", "sft.warmup_steps", "sft.weight_decay", "sft.seed",
+    "reward.format_weight", "reward.progressive_weight", "sft.warmup_steps", "sft.weight_decay", "sft.seed",
     "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "mtgrpo.dual_clip",
+    "mtgrpo.entropy_coefficient", "mtgrpo.max_skipped_updates", "sft.max_skipped_updates",
     "mtgrpo.importance_cap", "validation.every_steps",
     "validation.sft_every_steps", "validation.scenes", "checkpoint.every_steps", "logging.recorded_episodes",
     "logging.trace_steps",
