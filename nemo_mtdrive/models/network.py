@@ -27,6 +27,9 @@ from nemo_mtdrive.models.packing import packed_params
 class Qwen25VLNetwork(MCoreQwen2VLModel):
     """One pipeline stage of the model."""
 
+    images_encoded = 0
+    """How many images have gone through the vision tower."""
+
     def forward(
         self,
         tokens: Tensor,
@@ -36,6 +39,7 @@ class Qwen25VLNetwork(MCoreQwen2VLModel):
         image_index: Tensor | None = None,
         segments: Tensor | None = None,
         scoring: Scoring | None = None,
+        image_features: Tensor | None = None,
     ) -> Tensor | Scores:
         """Scores or logits, or the hidden state for the next stage.
 
@@ -49,6 +53,8 @@ class Qwen25VLNetwork(MCoreQwen2VLModel):
                 None says that the runs take the images in order.
             segments: int32 [S + 1], where the segments of a packed row begin, and the end: 0, ..., T. None: not packed.
             scoring: which tokens are scored and how, or None for the logits of all.
+            image_features: what `encode_images` gave for the unique images: they are not encoded again, and no pixels
+                are needed.
 
         Returns:
             On the last stage with `scoring` the `Scores`, without it logits [B, T, vocabulary / tp]. On other stages
@@ -62,7 +68,9 @@ class Qwen25VLNetwork(MCoreQwen2VLModel):
         if missing:  # the ranks take equal parts of the sequence; any id will do that is no image
             filler = int(self.config.image_token_id == 0)
             tokens, positions = F.pad(tokens, (0, missing), value=filler), F.pad(positions, (0, missing))
-        embeddings = self._embed(tokens, pixel_values, image_grid_thw, image_index) if self.pre_process else None
+        embeddings = None
+        if self.pre_process:
+            embeddings = self._embed(tokens, pixel_values, image_grid_thw, image_index, image_features)
         language = self.language_model
         hidden = language.decoder(
             hidden_states=embeddings,
@@ -94,25 +102,34 @@ class Qwen25VLNetwork(MCoreQwen2VLModel):
         targets = tokens[scoring.scored]
         return project_and_score(chosen, self._output_weight(), targets, scoring.temperature, scoring.want_entropy)
 
-    def _embed(self, tokens: Tensor, pixel_values: Tensor | None, grid: Tensor | None, image_index: Tensor | None) -> Tensor:
+    def _embed(self, tokens: Tensor, pixel_values: Tensor | None, grid: Tensor | None, image_index: Tensor | None,
+               features: Tensor | None) -> Tensor:
         """[T, B, hidden] with the images' features in place of their placeholders."""
         embeddings = self.language_model.embedding(input_ids=tokens, position_ids=None)
         row, column = (tokens == self.config.image_token_id).nonzero(as_tuple=True)
         if row.numel():
-            if pixel_values is None or grid is None:
+            if (pixel_values is None and features is None) or grid is None:
                 raise ValueError(f"{row.numel()} image placeholders and no image: give pixel_values and image_grid_thw")
-            features = self._image_features(pixel_values, grid, image_index, row.numel())
+            if features is None:
+                assert pixel_values is not None
+                features = self.encode_images(pixel_values, grid)
+            features = self._of_runs(features, grid, image_index, row.numel())
             embeddings = embeddings.index_put((column, row), features.to(embeddings.dtype))
         if self.sequence_parallel_lm:
             embeddings = scatter_to_sequence_parallel_region(embeddings)
         return embeddings
 
-    def _image_features(self, pixel_values: Tensor, grid: Tensor, image_index: Tensor | None, placeholders: int) -> Tensor:
-        """[placeholders, hidden]: each unique image is encoded once, then handed to every run that shows it."""
+    def encode_images(self, pixel_values: Tensor, grid: Tensor) -> Tensor:
+        """Visual embeddings [cells, hidden] of images, one after the other, as the language model reads them."""
         grids = tuple((frames, height, width) for frames, height, width in grid.tolist())
+        self.images_encoded += len(grids)
         with torch.no_grad() if self.config.freeze_vision_model else nullcontext():  # a frozen tower keeps no activations
             encoded, inverse = self.vision_model(pixel_values, grids)
-        features = self.vision_projection(encoded).index_select(0, inverse)
+        return self.vision_projection(encoded).index_select(0, inverse)
+
+    def _of_runs(self, features: Tensor, grid: Tensor, image_index: Tensor | None, placeholders: int) -> Tensor:
+        """[placeholders, hidden]: the features of each unique image are handed to every run that shows it."""
+        grids = grid.tolist()
         unit = self.vision_model.spatial_merge_unit
         lengths = [frames * height * width // unit for frames, height, width in grids]
         runs = list(range(len(grids))) if image_index is None else image_index.tolist()

@@ -10,7 +10,9 @@ step::
 
 A micro-batch is a dict of tensors: tokens int64 [B, T], positions int64 [3, B, T], lengths int64 [B], and where there
 are images pixel_values float32 [N, 1176], image_grid_thw int64 [n, 3], image_index int64 [runs] (which of the n images
-feeds each run of placeholders); plus whatever the loss function reads. With mask bool [B, T] only those tokens get a
+feeds each run of placeholders); image_features [cells, hidden] (`encode_images`) may stand in place of pixel_values, and
+image_ids int64 [n] name the images by content, so that micro-batches of a phase share what they have in common; plus
+whatever the loss function reads. With mask bool [B, T] only those tokens get a
 log-prob (the others 0), which saves the output layer on prompts and images; without it all real tokens but the first
 do. A packed micro-batch (`packing`) is a row [1, T] with segments int32 [S + 1]; padded and packed ones may be mixed.
 """
@@ -18,6 +20,7 @@ do. A packed micro-batch (`packing`) is a row [1, T] with segments int32 [S + 1]
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +39,7 @@ from nemo_mtdrive.models.logprobs import Scores, Scoring, scored_tokens, spread
 from nemo_mtdrive.models.network import Qwen25VLNetwork
 from nemo_mtdrive.models.optimizer import OptimizerOptions, make_optimizer
 from nemo_mtdrive.models.packing import predicted_tokens
+from nemo_mtdrive.models.vision_memory import FeatureMemory
 
 Microbatch = dict[str, Any]
 LossFunction = Callable[[Tensor, Microbatch], tuple[Tensor, dict[str, Tensor]]]
@@ -58,6 +62,11 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
         self.want_entropy = False
         self.temperature = 1.0
         """The policy is softmax(logits / temperature): the distribution that rollouts sample from."""
+        self.feature_memory_bytes = 1 << 30
+        """Image features that a phase without gradients keeps for micro-batches that show the same images."""
+        self.images_encoded: Counter[str] = Counter()
+        """Images that went through this rank's vision tower, by what for: see `vision_metrics`."""
+        self._shared_vision: dict[str, Tensor] | None = None
         self.optimizer: MegatronOptimizer | None = None
         self.reference: dict[str, Tensor] | None = None
         """This rank's shards of the reference weights pi_ref, on the CPU."""
@@ -130,7 +139,7 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
             loss, metrics = loss_function(spread(scores.logprobs, scored), microbatch | entropy)
             return loss * scale, {"loss": loss.detach(), **metrics}
 
-        results = self._schedule(batch, reduce, forward_only, want_entropy=self.want_entropy)
+        results = self._schedule(batch, reduce, "update", forward_only, want_entropy=self.want_entropy)
         summed: dict[str, float] | None = None
         if parallel.ranks().is_last_stage:
             summed = {name: sum(float(result[name]) for result in results) for name in results[0]}
@@ -138,34 +147,41 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
         return metrics.pop("loss"), metrics
 
     def finish_training_step(self) -> float:
-        """Step the optimizer; returns the norm of the whole gradient before clipping.
+        """Step the optimizer; returns the norm of the whole gradient before clipping, equal on every rank.
 
-        Raises:
-            FloatingPointError: the gradient is not finite; the weights are spoilt, resume from a checkpoint.
+        Where the norm is not finite nothing is stepped: weights and optimizer state stay as they are.
         """
-        done, norm, _ = self._optimizer().step()
-        if not done or norm is None or not math.isfinite(norm):
-            raise FloatingPointError(f"gradient norm {norm}: lower the learning rate and resume from the last checkpoint")
-        return float(norm)
+        optimizer = self._optimizer()
+        overflow = optimizer.prepare_grads()
+        norm = math.inf if overflow else float(optimizer.get_grad_norm())
+        if math.isfinite(norm):
+            optimizer.step()
+        return norm
 
     # ---- scoring
 
     def get_inference_log_probs(self, microbatches: Sequence[Microbatch]) -> list[Tensor]:
-        """float32 [B, T] for each micro-batch, on every rank, without gradients; entry 0 and padding are 0."""
+        """float32 [B, T] for each micro-batch, on every rank, without gradients; entry 0 and padding are 0.
+
+        An image that neighbouring micro-batches share is encoded once (`image_ids`, `feature_memory_bytes`).
+        """
+        return self._score(microbatches, "log_prob")
+
+    def _score(self, microbatches: Sequence[Microbatch], phase: str) -> list[Tensor]:
+        shapes: list[torch.Size] = []
 
         def reduce(scores: Scores, scored: Tensor, _: Microbatch, **__: Any) -> Tensor:
             return spread(scores.logprobs, scored)
 
         training = self.module.training
         self.module.eval()
-        results = self._schedule(microbatches, reduce, forward_only=True, collect=True)
+        results = self._schedule(microbatches, reduce, phase, forward_only=True, collect=True, shapes=shapes)
         self.module.train(training)
         if parallel.ranks().pipeline_size == 1:
             return results
         flat = torch.cat([result.flatten() for result in results]) if results else torch.empty(0)
-        sizes = [microbatch["tokens"].shape for microbatch in microbatches]
-        parts = parallel.broadcast_from_last_stage(flat).split([math.prod(size) for size in sizes])
-        return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
+        parts = parallel.broadcast_from_last_stage(flat).split([math.prod(shape) for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def get_init_policy_logprobs(self, rollout_batches: Sequence[Microbatch]) -> list[Tensor]:
         """`get_inference_log_probs` under the reference weights, which are swapped in and out again bit by bit."""
@@ -174,9 +190,51 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
         current = {name: tensor.detach().clone() for name, tensor in self.module.named_parameters()}
         self._copy_in(self.reference)
         try:
-            return self.get_inference_log_probs(rollout_batches)
+            return self._score(rollout_batches, "reference")
         finally:
             self._copy_in(current)
+
+    # ---- images
+
+    @torch.no_grad()
+    def encode_images(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """Visual embeddings [cells, hidden] of images, to stand in micro-batches in place of their pixels.
+
+        They hold for every phase of a step, since tower and merger are frozen and the reference has the same. Empty on
+        pipeline stages that see no image.
+
+        Raises:
+            RuntimeError: they would not hold; says why.
+        """
+        reason = self.why_no_embeddings()
+        if reason:
+            raise RuntimeError(f"visual embeddings cannot be shared by the phases: {reason}")
+        if not self.module.pre_process:
+            return torch.empty(0, self.config.hidden_size, device=parallel.device())
+        before = self.module.images_encoded
+        features = self.module.encode_images(pixel_values.to(parallel.device()), image_grid_thw)
+        self.images_encoded["embeddings"] += self.module.images_encoded - before
+        return features
+
+    def why_no_embeddings(self) -> str:
+        """Why visual embeddings do not hold for all phases of a step and the reference; "" where they do."""
+        parts = {"vision": self.config.freeze_vision_model, "projector": self.config.freeze_vision_projection}
+        for part, frozen in parts.items():
+            if not frozen:
+                return f"model.freeze_{part}=false, so every update changes them; set it to true"
+        if self.reference is not None and self.reference is not self._shared_vision:
+            for name, tensor in self.module.named_parameters():
+                if name.startswith("vision_") and not torch.equal(tensor.detach().cpu(), self.reference[name]):
+                    return f"the reference has another {name}; set transfer.visual_embeddings=off"
+            self._shared_vision = self.reference
+        return ""
+
+    def vision_metrics(self) -> dict[str, float]:
+        """`vision/encoded_PHASE`: images that went through this rank's vision tower in each phase since the last call;
+        "embeddings" are those that stand for all phases."""
+        found, self.images_encoded = self.images_encoded, Counter()
+        phases = ("embeddings", "log_prob", "reference", "update")
+        return {f"vision/encoded_{phase}": float(found[phase]) for phase in phases}
 
     # ---- generation
 
@@ -205,11 +263,16 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
         self,
         microbatches: Sequence[Microbatch],
         reduce: Callable[..., Any],
+        phase: str,
         forward_only: bool,
         collect: bool = False,
         want_entropy: bool = False,
+        shapes: list[torch.Size] | None = None,
     ) -> list[Any]:
-        """Run megatron's schedule (with or without pipeline); returns what `reduce` gave, on the last stage."""
+        """Run megatron's schedule (with or without pipeline); returns what `reduce` gave, on the last stage.
+
+        `phase` is what images are counted under; `shapes` gets the shape of each micro-batch's tokens.
+        """
         if not microbatches:
             raise ValueError("no micro-batches: every data-parallel rank needs at least one")
         device = parallel.device()
@@ -217,6 +280,11 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
         def step(iterator: Iterator[Microbatch], network: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
             microbatch = _to(next(iterator), device)
             scored = scored_mask(microbatch)
+            if shapes is not None:
+                shapes.append(microbatch["tokens"].shape)
+            features = microbatch.get("image_features")
+            if features is None and forward_only and self.module.pre_process:
+                features = memory.features(microbatch, self.module.encode_images)
             output = network(
                 microbatch["tokens"],
                 microbatch["positions"],
@@ -225,12 +293,15 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
                 microbatch.get("image_index"),
                 microbatch.get("segments"),
                 Scoring(scored, self.temperature, want_entropy),
+                features,
             )
             return output, lambda output, **options: reduce(output, scored, microbatch, **options)
 
+        memory = FeatureMemory(self.feature_memory_bytes, self.hf_config.vision_config.spatial_merge_size**2)
         batch, length = microbatches[0]["tokens"].shape
+        before = self.module.images_encoded
         with torch.set_grad_enabled(not forward_only):
-            return get_forward_backward_func()(
+            results = get_forward_backward_func()(
                 forward_step_func=step,
                 data_iterator=iter(microbatches),
                 model=[self.module if forward_only else self._trained],
@@ -240,6 +311,8 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
                 forward_only=forward_only,
                 collect_non_loss_data=collect,
             )
+        self.images_encoded[phase] += self.module.images_encoded - before
+        return list(results)
 
     @torch.no_grad()
     def _copy_in(self, state: Mapping[str, Tensor]) -> None:

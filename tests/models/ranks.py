@@ -339,6 +339,68 @@ def scatter(_: Any, __: Path) -> Found:
     return found
 
 
+def siblings() -> list[Microbatch]:
+    """Four sequences, three of which show one image, as four micro-batches that name their image."""
+    _, copied = material.shared_images()
+    return [material.row(copied, index) | {"image_ids": torch.tensor([name]), "weight": copied["weight"][index : index + 1]}
+            for index, name in enumerate((71, 70, 71, 71))]
+
+
+def tower_runs(model: Qwen25VLModel, _: Path) -> Found:
+    """How often the vision tower runs: once an image in phases without gradients, also across micro-batches."""
+    batches = siblings()
+    together = material.shared_images()[0] | {"image_ids": torch.tensor([70, 71])}
+    model.set_reference()
+    model.vision_metrics()
+    shared = model.get_inference_log_probs(batches)
+    reference = model.get_init_policy_logprobs(batches)
+    model.prepare_for_training_step()
+    model.get_loss_and_metrics([together], forward_only=False)
+    runs = model.vision_metrics()
+    model.feature_memory_bytes = 0
+    alone = model.get_inference_log_probs(batches)
+    return {
+        "runs": runs,
+        "without_memory": model.vision_metrics()["vision/encoded_log_prob"],
+        "difference": max((one - other).abs().max().item() for one, other in zip(shared, alone, strict=True)),
+        "reference": all(torch.equal(one, other) for one, other in zip(shared, reference, strict=True)),
+        "refused": model.why_no_embeddings(),
+    }
+
+
+def embeddings(model: Qwen25VLModel, _: Path) -> Found:
+    """Visual embeddings of a frozen tower in place of pixels: the same log-probs, loss and gradients, no tower run."""
+    frozen = new_model(sequence_parallel=model.config.sequence_parallel, freeze_vision=True, freeze_projector=True)
+    frozen.set_reference()
+    batch = material.shared_images()[0]
+    whole = frozen.encode_images(batch["pixel_values"], batch["image_grid_thw"])
+    sizes = batch["image_grid_thw"].prod(dim=1).tolist()
+    parts = [frozen.encode_images(pixels, grid[None])
+             for pixels, grid in zip(batch["pixel_values"].split(sizes), batch["image_grid_thw"], strict=True)]
+    inputs = {name: value for name, value in batch.items() if name != "pixel_values"}
+    found: Found = {"ahead": frozen.vision_metrics()}
+    results = []
+    for each in (batch, inputs | {"image_features": whole}, inputs | {"image_features": torch.cat(parts)}):
+        frozen.prepare_for_training_step()
+        loss, _metrics = frozen.get_loss_and_metrics([each], forward_only=False)
+        logprobs = frozen.get_init_policy_logprobs([each])[0]
+        results.append((logprobs, torch.tensor(loss), gradients_of(frozen)))
+        found["runs"] = frozen.vision_metrics()
+    pixels, same, single = results
+    found["bits"] = all(torch.equal(one, other) for one, other in zip(pixels[:2], same[:2], strict=True)) and all(
+        torch.equal(same[2][name], tensor) for name, tensor in pixels[2].items())
+    found["single"] = max((one - other).abs().max().item() for one, other in zip(pixels[:2], single[:2], strict=True))
+    found["single_gradients"] = largest_difference(pixels[2], single[2])
+    frozen.reference = {name: tensor + 1 for name, tensor in frozen.reference.items()}
+    found["other_reference"] = frozen.why_no_embeddings()
+    only_tower = new_model(sequence_parallel=model.config.sequence_parallel, freeze_vision=True)
+    try:
+        only_tower.encode_images(batch["pixel_values"], batch["image_grid_thw"])
+    except RuntimeError as error:
+        found["refused"] = str(error)
+    return found
+
+
 Check = Callable[[Any, Path], Found]
 
 
@@ -357,13 +419,15 @@ GRIDS = {
     "tensor": Plan(
         2,
         1,
-        (round_trip, scoring, masking, alignment, sharing, packed_sharing, reference, training, resuming, frozen_resuming),
+        (round_trip, scoring, masking, alignment, sharing, packed_sharing, tower_runs, embeddings, reference, training,
+         resuming, frozen_resuming),
         exact=True,
     ),
     "data": Plan(
-        1, 1, (round_trip, scoring, masking, sharing, options, vision_geometry, training, resuming), exact=True
+        1, 1, (round_trip, scoring, masking, sharing, tower_runs, embeddings, options, vision_geometry, training, resuming),
+        exact=True,
     ),
-    "pipeline": Plan(1, 2, (round_trip, options, reference, training, resuming)),
+    "pipeline": Plan(1, 2, (round_trip, options, tower_runs, embeddings, reference, training, resuming)),
     "sequence": Plan(2, 1, (options, training), sequence_parallel=True),
 }
 
