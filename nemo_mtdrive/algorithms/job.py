@@ -113,6 +113,7 @@ class TrainingJob:
         found = self.checkpoints.latest() if self.config.resume else None
         if found is None:
             self.checkpoints.clear()
+            self._evaluated = set()  # by an attempt that failed before its first checkpoint
             if self.is_main:
                 self._summary.clear()
             self.policy.set_reference()
@@ -139,6 +140,7 @@ class TrainingJob:
         total = self.sft.steps
         with self._metrics("sft", done) as metrics, self.progress.phase("SFT", total=total, unit="steps") as bar:
             bar.advance(done)
+            self._validate_sft(done)  # what ended after the checkpoint may have missed it
             for step in range(done, total):
                 values = self.sft.step(step)
                 metrics.log(step, values)
@@ -157,10 +159,13 @@ class TrainingJob:
             self.save(state, {})
         if why:
             raise RunEnded(f"{why}: SFT step {state.step} is saved")
+        self._validate_sft(state.step)
+
+    def _validate_sft(self, step: int) -> None:
         every = self.config.validation.sft_every_steps
-        if every and state.step % every == 0:
+        if every and step and step % every == 0:
             self.rollouts.publish_next()
-            self.evaluate(f"sft_step_{state.step}")
+            self.evaluate(f"sft_step_{step}")
 
     def _end_if_due(self) -> None:
         if why := self._limit.reason():
@@ -176,6 +181,7 @@ class TrainingJob:
         settings, total = self.config.mtgrpo, self.rl_steps
         with self._metrics("rl", done) as metrics, self.progress.phase("mtGRPO", total=total, unit="steps") as bar:
             bar.advance(done)
+            self._validate_rl(done)  # what ended after the checkpoint may have missed it
             for step in range(done, total):
                 if step % settings.steps == 0 and step > 0:
                     self.policy.set_reference()  # line 4
@@ -198,9 +204,12 @@ class TrainingJob:
             self.save(state, values)
         if why:
             raise RunEnded(f"{why}: mtGRPO step {state.step} is saved")
+        self._validate_rl(state.step)
+
+    def _validate_rl(self, step: int) -> None:
         every = self.config.validation.every_steps
-        if every and state.step % every == 0 and not last:
-            self.evaluate(f"rl_step_{state.step}")
+        if every and step % every == 0 and 0 < step < self.rl_steps:
+            self.evaluate(f"rl_step_{step}")
 
     def evaluate(self, name: str) -> None:
         """Roll out the held-out scenes once each with the training sampler and add the row to summary.json."""
