@@ -112,9 +112,12 @@ def joined(rows: Iterable[NDArray[np.generic]], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.concatenate(list(rows)))[None].to(dtype)
 
 
-def build_micro_batch(sequences: Sequence[Tokens], images: Callable[[str], Payload], tokenizer: Tokenizer,
+def build_micro_batch(sequences: Sequence[Tokens], images: Callable[[str], Payload] | None, tokenizer: Tokenizer,
                       device: torch.device) -> MicroBatch:
-    """The tensors of a micro-batch on the device; see the module's docstring. Each different image goes in once."""
+    """The tensors of a micro-batch on the device; see the module's docstring. Each different image goes in once.
+
+    With `images` None the pixels are left out: `pictures` has them.
+    """
     grids = {key: grid for s in sequences for key, grid in zip(s.image_keys, s.image_grids, strict=True)}
     place = {key: number for number, key in enumerate(grids)}
     positions = [mrope_positions(s.tokens, s.image_grids, tokenizer.image_pad, tokenizer.vision_start) for s in sequences]
@@ -127,4 +130,6 @@ def build_micro_batch(sequences: Sequence[Tokens], images: Callable[[str], Paylo
         "image_index": torch.tensor([place[key] for s in sequences for key in s.image_keys], dtype=torch.int64),
     }
     on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+    if images is None:
+        return on_device
     return on_device | {"pixel_values": pixel_values([images(key) for key in grids], device)}

@@ -36,15 +36,15 @@ class Pictures:
         cache: keeps them until the step ends.
         images: how to get at the images of some episodes, by key; with IPTC off it decodes anew with each call.
         device: where the phases compute.
-        encode: the frozen vision tower; None where pixels are what the phases need.
     """
 
     def __init__(self, cache: KeyedCache, images: Callable[[Sequence[Episode]], Callable[[str], Payload]],
-                 device: torch.device, encode: Encode | None) -> None:
+                 device: torch.device) -> None:
         self._cache = cache
         self._images = images
         self._device = device
-        self._encode = encode
+        self.encode: Encode | None = None
+        """The frozen vision tower, where embeddings are to stand for pixels (`Qwen25VLModel.encode_images`)."""
         self._seen: set[str] = set()
 
     def of(self, episodes: Sequence[Episode]) -> MicroBatch:
@@ -62,10 +62,10 @@ class Pictures:
             return pixel_values([decoded[0](key)], self._device)
 
         ids = torch.tensor([image_id(key) for key in grids], device=self._device)
-        if self._encode is None:
+        if self.encode is None:
             parts = [self._cache.get(("pixels", key), lambda key=key: {"": pixels(key)})[""] for key in grids]
             return {"pixel_values": parts[0] if len(parts) == 1 else torch.cat(parts), "image_ids": ids}
-        encode = self._encode
+        encode = self.encode
         parts = [self._cache.get(("embeddings", key), lambda key=key, grid=grid: {
             "": encode(pixels(key), torch.tensor([grid]))})[""] for key, grid in grids.items()]
         return {"image_features": parts[0] if len(parts) == 1 else torch.cat(parts), "image_ids": ids}
@@ -75,7 +75,7 @@ class Pictures:
 
         Embeddings are not computed here: tensor-parallel ranks would have to do so in the same order.
         """
-        if self._encode is None:
+        if self.encode is None:
             self._cache.get(("pixels", key), lambda: {"": pixel_values([payload], self._device)})
 
     def collect(self) -> dict[str, float]:
