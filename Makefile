@@ -55,7 +55,7 @@ $(ROLLOUT):
 	test -x $(ROLLOUT_VENV)/bin/python || $(PYTHON) -m venv $(ROLLOUT_VENV)
 	$(ROLLOUT_VENV)/bin/python -m pip install -q --no-deps -r requirements/rollout-cpu.lock
 	$(ROLLOUT_VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
-	echo "from nemo_mtdrive import torchvision_ops; torchvision_ops.declare_on_import()" \
+	echo "import nemo_mtdrive.torchvision_ops as ops; ops.declare_on_import()" \
 	  > "$$($(ROLLOUT_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nemo_mtdrive_torchvision.pth"
 	touch $@
 
