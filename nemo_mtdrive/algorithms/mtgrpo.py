@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from nemo_mtdrive.algorithms.ahead import AsyncRollouts, Pending, RolloutsAhead
 from nemo_mtdrive.algorithms.batch import Payload, balance, build_micro_batch, joined, silent
 from nemo_mtdrive.algorithms.loss import LossSettings, mtgrpo_loss, token_weights
 from nemo_mtdrive.algorithms.metrics import logprob_gap, rollout_metrics
+from nemo_mtdrive.algorithms.pictures import Pictures
 from nemo_mtdrive.algorithms.policy import DataShare, MicroBatch, Policy
 from nemo_mtdrive.config import MtGRPOConfig, RolloutConfig
 from nemo_mtdrive.data.sampler import EpochSampler
@@ -47,7 +48,7 @@ class Rollouts(AsyncRollouts, Protocol):
 class TensorCache(Protocol):
     """IPTC, or nothing of it: builds or keeps the tensors of a micro-batch."""
 
-    def get(self, key: str, build: Callable[[], MicroBatch]) -> MicroBatch:
+    def get(self, key: Hashable, build: Callable[[], MicroBatch]) -> MicroBatch:
         """The tensors of a key on the device."""
 
     def on_step_end(self) -> dict[str, float]:
@@ -87,6 +88,7 @@ class MTGRPOTrainer:
         self.seed = seed
         self.rollout = rollout
         self.timers = StepTimers()
+        self.pictures = Pictures(cache, lambda episodes: self.rollouts.images(episodes), share.device)
         self.groups: list[Group] = []
         """All groups of the last step, those that were left out included, for recording."""
         self._ahead = None
@@ -120,6 +122,7 @@ class MTGRPOTrainer:
         metrics |= logprob_gap([micro for mini_batch in mini_batches for micro in mini_batch])
         with self.timers("weight_sync"):
             self.publish()
+        metrics |= self.pictures.collect()
         return metrics | self.cache.on_step_end() | self.rollouts.collect() | self.timers.collect()
 
     def roll_out(self, step: int) -> list[Group]:
@@ -247,12 +250,12 @@ class MTGRPOTrainer:
         def build() -> MicroBatch:
             device, episodes = self.share.device, micro.episodes
             of_token = [np.full(len(e.tokens), weight) for e, weight in zip(episodes, micro.weights, strict=True)]
-            return build_micro_batch(episodes, self.rollouts.images(episodes), self.tokenizer, device) | {
+            return build_micro_batch(episodes, None, self.tokenizer, device) | {
                 "advantages": joined(micro.advantages, torch.float32).to(device),
                 "weights": joined(of_token, torch.float32).to(device),
                 "engine_logprobs": joined((e.logprobs for e in episodes), torch.float32).to(device)}
 
-        return self.cache.get(micro.key, build)
+        return self.cache.get(micro.key, build) | self.pictures.of(micro.episodes)
 
     def _micro_batch_loss(self, logprobs: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return mtgrpo_loss(logprobs, batch["old_logprobs"], batch["reference_logprobs"], batch["advantages"],
