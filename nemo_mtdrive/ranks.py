@@ -148,6 +148,7 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     from nemo_mtdrive.algorithms.policy import DataShare
     from nemo_mtdrive.algorithms.rollouts import Deadlines, RolloutClient
     from nemo_mtdrive.algorithms.sft import SFTTrainer
+    from nemo_mtdrive.algorithms.updates import DumpPlace
     from nemo_mtdrive.callbacks.ipss import IPSS
     from nemo_mtdrive.callbacks.iptc import IPTC
     from nemo_mtdrive.callbacks.retention import CheckpointStore
@@ -200,14 +201,15 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     rollouts = RolloutClient(ipss, weights, pool, Deadlines(rollout.start_timeout_s, rollout.rollout_timeout_s),
                              parallel.check_agreement, decode_each_time=not transfer.iptc)
     share = DataShare(ranks.data_rank, ranks.data_size, device)
+    dump = DumpPlace(run_dir / "nan", ranks.data_rank, writes=ranks.tensor_rank == 0 and ranks.pipeline_rank == 0)
     cache = IPTC(device, transfer.tensor_cache_mb * MEGABYTE, enabled=transfer.iptc)
     splits = read_splits(run_dir)
     sft = None
     if config.sft.stages:
         folder_of_data = Path(config.sft.data) if config.sft.data else run_dir / "sft_data"
         dataset = SFTDataset(folder_of_data, tokenizer, config.sft.learn)
-        sft = SFTTrainer(config.sft, model, share, dataset, tokenizer, rollout.max_context)
-    rl = MTGRPOTrainer(config.mtgrpo, model, share, rollouts, cache, tokenizer, splits.train, config.seed, rollout)
+        sft = SFTTrainer(config.sft, model, share, dataset, tokenizer, rollout.max_context, dump)
+    rl = MTGRPOTrainer(config.mtgrpo, model, share, rollouts, cache, tokenizer, splits.train, config.seed, rollout, dump)
     kept = config.checkpoint
     checkpoints = CheckpointStore(run_dir / "checkpoints", keep=kept.keep, metric=kept.best_metric,
                                   higher_is_better=kept.higher_is_better, rank=ranks.rank, world_size=ranks.world,

@@ -5,7 +5,7 @@ An episode counts once, however many turns it had.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +41,16 @@ def rollout_metrics(groups: Sequence[Group], estimator: str, max_turns: int) -> 
         "episodes/clean": float(np.mean([episode.reason == "clean" for episode in valid])),
         "episodes/tokens": float(np.mean([len(episode.tokens) for episode in valid])),
     }
+
+
+def update_metrics(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of a step's optimizer updates: means over those that were done, and how many were skipped.
+
+    A step has none where every episode was invalid; "skipped_updates" is always there.
+    """
+    done = [update for update in updates if not update["skipped_updates"]]
+    means = {name: float(np.mean([update[name] for update in done])) for name in (done[0] if done else {})}
+    return means | {"skipped_updates": float(len(updates) - len(done))}
 
 
 def logprob_gap(micro_batches: Sequence[TrainingMicroBatch]) -> dict[str, float]:

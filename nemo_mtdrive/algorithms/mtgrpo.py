@@ -15,9 +15,10 @@ from nemo_mtdrive.algorithms.advantage import group_advantages, has_spread
 from nemo_mtdrive.algorithms.ahead import AsyncRollouts, Pending, RolloutsAhead
 from nemo_mtdrive.algorithms.batch import Payload, balance, build_micro_batch, joined, silent
 from nemo_mtdrive.algorithms.loss import LossSettings, mtgrpo_loss, token_weights
-from nemo_mtdrive.algorithms.metrics import logprob_gap, rollout_metrics
+from nemo_mtdrive.algorithms.metrics import logprob_gap, rollout_metrics, update_metrics
 from nemo_mtdrive.algorithms.pictures import Pictures
 from nemo_mtdrive.algorithms.policy import DataShare, MicroBatch, Policy
+from nemo_mtdrive.algorithms.updates import DumpPlace, Updates
 from nemo_mtdrive.config import MtGRPOConfig, RolloutConfig
 from nemo_mtdrive.data.sampler import EpochSampler
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
@@ -77,7 +78,7 @@ class MTGRPOTrainer:
     """Multi-turn group relative policy optimization of a policy on scenes."""
 
     def __init__(self, settings: MtGRPOConfig, policy: Policy, share: DataShare, rollouts: Rollouts, cache: TensorCache,
-                 tokenizer: Tokenizer, scene_ids: list[str], seed: int, rollout: RolloutConfig) -> None:
+                 tokenizer: Tokenizer, scene_ids: list[str], seed: int, rollout: RolloutConfig, dump: DumpPlace) -> None:
         self.settings = settings
         self.policy = policy
         self.share = share
@@ -96,8 +97,9 @@ class MTGRPOTrainer:
             self._ahead = RolloutsAhead(rollouts, self.draw_tasks, settings.iterations * settings.steps)
         self._sampler = EpochSampler(len(scene_ids), seed)
         self._refill_sampler = EpochSampler(len(scene_ids), seed + 1)
+        self._updates = Updates("rl", policy, settings.max_skipped_updates, dump)
         self._loss = LossSettings(settings.clip_low, settings.clip_high, settings.kl_coefficient, settings.kl_estimator,
-                                  settings.dual_clip, importance_cap=settings.importance_cap)
+                                  settings.dual_clip, settings.entropy_coefficient, settings.importance_cap)
 
     def step(self, step: int) -> dict[str, float]:
         """One step of Algorithm 1: sample questions (6), roll out under pi_old (7, 8), score (9), update (10 to 13)."""
@@ -112,11 +114,10 @@ class MTGRPOTrainer:
             self.recompute_old_logprobs(mini_batches)
         with self.timers("reference"):
             self.compute_reference_logprobs(mini_batches)
-        updates = []
         with self.timers("update"):
-            for _ in range(self.settings.inner_updates):
-                updates += [self.update(mini_batch) for mini_batch in mini_batches]
-        metrics = rollout_metrics(self.groups, self.settings.estimator, self.rollout.max_turns) | _mean(updates)
+            updates = [self.update(step, number, mini_batch)
+                       for number, mini_batch in enumerate(mini_batches * self.settings.inner_updates)]
+        metrics = rollout_metrics(self.groups, self.settings.estimator, self.rollout.max_turns) | update_metrics(updates)
         metrics["staleness"] = float(max((self._lag(group) for group in groups), default=0))
         metrics |= {"groups/generated": float(len(self.groups)), "groups/trained": float(len(groups))}
         metrics |= logprob_gap([micro for mini_batch in mini_batches for micro in mini_batch])
@@ -219,31 +220,32 @@ class MTGRPOTrainer:
 
     def recompute_old_logprobs(self, mini_batches: list[MiniBatch]) -> None:
         """log pi_old by the trainer itself: the engine's own differ by its numerics, and the ratio must start at 1."""
-        for micro in _each(mini_batches):
-            (micro.old_logprobs,) = self.policy.get_inference_log_probs([self.tensors(micro)])
+        micros = _each(mini_batches)
+        found = self.policy.get_inference_log_probs([self.tensors(micro) for micro in micros]) if micros else []
+        for micro, logprobs in zip(micros, found, strict=True):
+            micro.old_logprobs = logprobs
 
     def compute_reference_logprobs(self, mini_batches: list[MiniBatch]) -> None:
         """log pi_ref for the KL term; not needed where beta is 0."""
-        if self.settings.kl_coefficient == 0:
-            for micro in _each(mini_batches):
+        micros = _each(mini_batches)
+        if self.settings.kl_coefficient == 0 or not micros:
+            for micro in micros:
                 micro.reference_logprobs = micro.old_logprobs
             return
-        micros = list(_each(mini_batches))
         found = self.policy.get_init_policy_logprobs([self.tensors(micro) for micro in micros])
         for micro, logprobs in zip(micros, found, strict=True):
             micro.reference_logprobs = logprobs
 
-    def update(self, mini_batch: MiniBatch) -> dict[str, float]:
-        """Line 12: one optimizer step on a mini-batch."""
+    def update(self, step: int, number: int, mini_batch: MiniBatch) -> dict[str, float]:
+        """Line 12: one optimizer step on a mini-batch, the `number`-th of the step."""
         self.policy.loss_function = self._micro_batch_loss
+        self.policy.want_entropy = self.settings.entropy_coefficient > 0
         batch = []
         for micro in mini_batch:
             assert micro.old_logprobs is not None and micro.reference_logprobs is not None
             batch.append(self.tensors(micro) | {"old_logprobs": micro.old_logprobs,
                                                 "reference_logprobs": micro.reference_logprobs})
-        self.policy.prepare_for_training_step()
-        loss, metrics = self.policy.get_loss_and_metrics(batch, forward_only=False)
-        return {"loss": loss, "grad_norm": self.policy.finish_training_step()} | metrics
+        return self._updates.run(step, number, batch, [[e.episode_id for e in micro.episodes] for micro in mini_batch])
 
     def tensors(self, micro: TrainingMicroBatch) -> MicroBatch:
         """The micro-batch on the device: from IPTC, or built anew for each phase without it."""
@@ -259,7 +261,8 @@ class MTGRPOTrainer:
 
     def _micro_batch_loss(self, logprobs: Tensor, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return mtgrpo_loss(logprobs, batch["old_logprobs"], batch["reference_logprobs"], batch["advantages"],
-                           batch["mask"], batch["weights"], self._loss, engine_logprobs=batch["engine_logprobs"])
+                           batch["mask"], batch["weights"], self._loss, engine_logprobs=batch["engine_logprobs"],
+                           entropy=batch.get("entropy"))
 
 
 def task_seed(seed: int, step: int, slot: int) -> int:
@@ -281,8 +284,3 @@ def _columns(rows: list[Row]) -> tuple[list[Episode], list[NDArray[np.float32]],
 
 def _each(mini_batches: list[MiniBatch]) -> list[TrainingMicroBatch]:
     return [micro for mini_batch in mini_batches for micro in mini_batch]
-
-
-def _mean(updates: list[dict[str, float]]) -> dict[str, float]:
-    """Metrics of a step's optimizer updates, averaged; nothing where every episode was invalid."""
-    return {name: float(np.mean([update[name] for update in updates])) for name in (updates[0] if updates else {})}

@@ -21,6 +21,8 @@ class Policy(Protocol):
     """A trainable policy, sharded over tensor, pipeline and data ranks; every rank calls every method."""
 
     loss_function: LossFunction | None
+    want_entropy: bool
+    """Whether the loss function's micro-batch gets "entropy" [B, T], with gradient."""
     temperature: float
     """Of softmax(logits / temperature), which is what is trained and scored."""
 
@@ -37,7 +39,8 @@ class Policy(Protocol):
         """Sum of losses and metrics over micro-batches and data ranks; gradients unless `forward_only`."""
 
     def finish_training_step(self) -> float:
-        """One optimizer step; returns the gradient's norm before clipping."""
+        """One optimizer step; returns the gradient's norm before clipping. Where that is not finite there is no step:
+        weights and optimizer state stay as they are."""
 
     def get_inference_log_probs(self, batch: Sequence[MicroBatch]) -> list[Tensor]:
         """[B, T] fp32 log pi_theta of each token, a tensor a micro-batch, without gradient."""

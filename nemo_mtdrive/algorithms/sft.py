@@ -10,6 +10,7 @@ from torch import Tensor
 from nemo_mtdrive.algorithms.batch import balance, build_micro_batch, silent
 from nemo_mtdrive.algorithms.loss import sft_loss
 from nemo_mtdrive.algorithms.policy import DataShare, MicroBatch, Policy
+from nemo_mtdrive.algorithms.updates import DumpPlace, Updates
 from nemo_mtdrive.config import SFTConfig
 from nemo_mtdrive.data.datasets import DataError, SFTDataset, TokenSequence
 from nemo_mtdrive.data.sampler import MixedSampler
@@ -61,19 +62,21 @@ class SFTTrainer:
 
     Args:
         max_tokens: conversations that are longer are left out, and counted.
+        dump: where updates go whose loss or gradient is not finite.
 
     Raises:
         DataError: see `plan_stages`.
     """
 
     def __init__(self, settings: SFTConfig, policy: Policy, share: DataShare, dataset: SFTDataset,
-                 tokenizer: Tokenizer, max_tokens: int) -> None:
+                 tokenizer: Tokenizer, max_tokens: int, dump: DumpPlace) -> None:
         self._settings = settings
         self._policy = policy
         self._share = share
         self._dataset = dataset
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
+        self._updates = Updates("sft", policy, settings.max_skipped_updates, dump)
         self._stages = plan_stages(settings, dataset)
         self.steps = sum(stage.steps for stage in self._stages)
         """Of all stages."""
@@ -91,15 +94,17 @@ class SFTTrainer:
             sequences = self._draw(step)
             too_long = self._settings.batch_size - len(sequences)
             learned = sum(int((s.turn_of_token != NOT_OURS).sum()) for s in sequences)
-            micro_batches = self._micro_batches(sequences)
+            mine = self._share_of(sequences)
+            micro_batches = [build_micro_batch(packed, self._dataset.image, self._tokenizer, self._share.device)
+                             for packed in mine]
         with timers("update"):
             self._policy.temperature = 1.0
             self._policy.set_lr(lr, self._settings.weight_decay)
             self._policy.loss_function = lambda logprobs, batch: self._loss(logprobs, batch, learned)
-            self._policy.prepare_for_training_step()
-            loss, metrics = self._policy.get_loss_and_metrics(micro_batches, forward_only=False)
-            grad_norm = self._policy.finish_training_step()
-        return {"loss": loss, "grad_norm": grad_norm, "lr": lr,
+            self._policy.want_entropy = False
+            contents = [[key for sequence in packed for key in sequence.image_keys] for packed in mine]
+            metrics = self._updates.run(step, 0, micro_batches, contents)
+        return {"lr": lr,
                 "tokens": float(sum(len(s.tokens) for s in sequences)), "samples": float(len(sequences)),
                 "samples_too_long": float(too_long), "stage": float(number),
                 "epoch": (step + 1 - stage.first_step) * self._settings.batch_size / stage.sampler.epoch_size,
@@ -119,11 +124,10 @@ class SFTTrainer:
                             "rollout.max_context higher")
         return fitting
 
-    def _micro_batches(self, sequences: list[TokenSequence]) -> list[MicroBatch]:
-        """This data rank's share, packed; a rank that would have none learns nothing of the first conversation."""
+    def _share_of(self, sequences: list[TokenSequence]) -> list[list[TokenSequence]]:
+        """This data rank's micro-batches; a rank that would have none learns nothing of the first conversation."""
         shares = balance([len(s.tokens) for s in sequences], self._settings.micro_batch_tokens, self._share.size)
-        mine = [[sequences[i] for i in indices] for indices in shares[self._share.rank]] or [[silent(sequences[0])]]
-        return [build_micro_batch(packed, self._dataset.image, self._tokenizer, self._share.device) for packed in mine]
+        return [[sequences[i] for i in indices] for indices in shares[self._share.rank]] or [[silent(sequences[0])]]
 
     @staticmethod
     def _loss(logprobs: Tensor, batch: MicroBatch, learned: int) -> tuple[Tensor, dict[str, Tensor]]:

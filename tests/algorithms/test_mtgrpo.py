@@ -15,6 +15,7 @@ from nemo_mtdrive.algorithms.advantage import ESTIMATORS, group_advantages
 from nemo_mtdrive.algorithms.loss import LossSettings
 from nemo_mtdrive.algorithms.mtgrpo import MTGRPOTrainer
 from nemo_mtdrive.algorithms.policy import DataShare, LossFunction, MicroBatch
+from nemo_mtdrive.algorithms.updates import DumpPlace
 from nemo_mtdrive.config import load_config
 from nemo_mtdrive.dialogue.conversation import encode_dialogue
 from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
@@ -88,6 +89,7 @@ class BigramPolicy:
         self.table = torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_()
         self.reference = self.table.detach() + 0.1 * torch.randn(size, generator=generator, dtype=torch.float64)
         self.loss_function: LossFunction | None = None
+        self.want_entropy = False
         self.temperature = 1.0
         self.lr = 0.0
         self.gradients: list[Tensor] = []
@@ -138,7 +140,7 @@ def trainer(tokenizer: Tokenizer, *overrides: str, share: tuple[int, int] = (0, 
                                       "rollout.temperature=1.0", *overrides])
     return MTGRPOTrainer(config.mtgrpo, BigramPolicy(0), DataShare(*share, torch.device("cpu")),
                          ScriptedRollouts(tokenizer), TensorCache("cpu", 1 << 30, iptc), tokenizer, list(REWARDS), seed=4,
-                         rollout=config.rollout)
+                         rollout=config.rollout, dump=DumpPlace(Path("never"), 0, writes=False))
 
 
 def expected_gradient(policy: BigramPolicy, groups: list[Group], estimator: str, questions: int) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 
 from nemo_mtdrive.algorithms.policy import DataShare
 from nemo_mtdrive.algorithms.sft import SFTTrainer, learning_rate
+from nemo_mtdrive.algorithms.updates import DumpPlace
 from nemo_mtdrive.config import SFTConfig, SFTStage
 from nemo_mtdrive.data.datasets import DataError, TokenSequence
 from nemo_mtdrive.dialogue.conversation import encode_dialogue
@@ -58,7 +60,7 @@ def trainer(conversations: Conversations, share: tuple[int, int] = (0, 1), token
             stages: list[SFTStage] | None = None, max_tokens: int = 1000) -> SFTTrainer:
     settings = SFTConfig(stages or [SFTStage(steps=10)], batch_size=8, micro_batch_tokens=tokens, lr=0.1, warmup_steps=0)
     return SFTTrainer(settings, BigramPolicy(0), DataShare(*share, torch.device("cpu")), conversations,
-                      Tokenizer.load(TINY_TOKENIZER), max_tokens)
+                      Tokenizer.load(TINY_TOKENIZER), max_tokens, DumpPlace(Path("never"), 0, writes=False))
 
 
 def two_turns(conversations: Conversations, drawn: list[TokenSequence]) -> int:
