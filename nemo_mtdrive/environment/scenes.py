@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nemo_mtdrive.dialogue.prompt import first_question
 from nemo_mtdrive.driving.scene import Scene, SceneError
 from nemo_mtdrive.environment.episodes import EpisodeError, OpenedScene, UnknownScene
-from nemo_mtdrive.image_key import image_key
+from nemo_mtdrive.image_key import image_key, resized
 from nemo_mtdrive.pdm.review import Reviewer
 from nemo_mtdrive.types import TRAJECTORY_POINTS, TRAJECTORY_STEP_S
 
@@ -48,7 +48,7 @@ def load_scene(scenes: SceneSource, scene_id: str) -> Scene:
 
 
 def open_scene(scenes: SceneSource, scene: Scene) -> tuple[OpenedScene, NDArray[np.uint8]]:
-    """The question that starts a scene's episodes, and its front image.
+    """The question that starts a scene's episodes, and its front image as the model's processor resizes it.
 
     Raises:
         EpisodeError: the scene can be scored but not driven (no history or command), or has no usable image.
@@ -56,10 +56,11 @@ def open_scene(scenes: SceneSource, scene: Scene) -> tuple[OpenedScene, NDArray[
     if scene.history is None or scene.command is None:
         raise EpisodeError(f"scene {scene.scene_id!r}: no history or command, so it can be scored but not driven")
     try:
-        image = scenes.image(scene.scene_id)
-    except SceneError as error:
+        picture = scenes.image(scene.scene_id)
+        image = resized(picture)
+    except (SceneError, ValueError) as error:
         raise EpisodeError(f"scene {scene.scene_id!r}: {error}") from error
-    return OpenedScene(scene.scene_id, first_question(scene.history, scene.command), image_key(image), scene), image
+    return OpenedScene(scene.scene_id, first_question(scene.history, scene.command), image_key(picture), scene), image
 
 
 def warm_up(scenes: SceneSource, agent: Reviewer) -> None:

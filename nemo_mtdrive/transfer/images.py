@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 import threading
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -54,10 +55,10 @@ def grid_of(image: NDArray[np.uint8]) -> tuple[int, int, int]:
 def patchify(
     images: Sequence[NDArray[np.uint8]], device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn images into the vision tower's input, bitwise as HF's Qwen2VLImageProcessor without resizing.
+    """Turn images into the vision tower's input, bitwise as HF's Qwen2VLImageProcessor after its resizing.
 
-    A value depends on its byte and channel alone, so the arithmetic is a table of 3 x 256 entries; only uint8 goes to
-    the device.
+    A value depends on its byte and channel alone, so the arithmetic is a table of 3 x 256 entries. Only uint8 goes to
+    another device; on the CPU a compiled loop writes the rows, in little more time than copying them takes.
 
     Args:
         images: uint8 [H, W, 3] each, sides multiples of 28; sizes may differ.
@@ -68,34 +69,60 @@ def patchify(
     """
     import torch
 
-    table = _normalised_bytes(str(device))
-    channel = 256 * torch.arange(3, dtype=torch.int32, device=device)[:, None]
-    patches, grids = [], []
-    for image in images:
-        grid = grid_of(image)
-        grids.append(grid)
-        tokens_high, tokens_wide = grid[1] // MERGE, grid[2] // MERGE
-        pixels = torch.from_numpy(np.array(image)).to(device)  # a copy: shared images are read-only, torch wants more
-        pixels = pixels.reshape(tokens_high, MERGE, PATCH, tokens_wide, MERGE, PATCH, 3)
-        pixels = pixels.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, PATCH * PATCH)
-        values = table.index_select(0, (pixels.to(torch.int32) + channel).reshape(-1))
-        values = values.reshape(-1, 3, 1, PATCH * PATCH).expand(-1, -1, TEMPORAL, -1)
-        patches.append(values.reshape(-1, PATCH_VALUES))
-    if not patches:
-        return torch.empty(0, PATCH_VALUES, device=device), torch.empty(0, 3, dtype=torch.int64, device=device)
-    pixel_values = patches[0] if len(patches) == 1 else torch.cat(patches)
-    return pixel_values, torch.tensor(grids, dtype=torch.int64, device=device)
+    grids = [grid_of(image) for image in images]
+    grid_thw = torch.tensor(grids, dtype=torch.int64, device=device).reshape(-1, 3)
+    rows = [height * width for _, height, width in grids]
+    pixel_values = torch.empty(sum(rows), PATCH_VALUES, device=device)
+    for image, into in zip(images, pixel_values.split(rows) if rows else (), strict=True):
+        _write_patches(image, into)
+    return pixel_values, grid_thw
 
 
 def pixel_values(payloads: Sequence[NDArray[Any]], device: torch.device | str = "cpu") -> torch.Tensor:
     """Pixel rows [N, 1176] of images as a link delivered them: uint8 [H, W, 3], or patches already (baseline)."""
     import torch
 
-    rows = [
-        patchify([payload], device)[0] if payload.dtype == np.uint8 else torch.from_numpy(np.array(payload)).to(device)
-        for payload in payloads
-    ]
-    return torch.cat(rows) if rows else torch.empty(0, PATCH_VALUES, device=device)
+    rows = [grid_of(payload)[1] * grid_of(payload)[2] if payload.dtype == np.uint8 else len(payload) for payload in payloads]
+    values = torch.empty(sum(rows), PATCH_VALUES, device=device)
+    for payload, into in zip(payloads, values.split(rows) if rows else (), strict=True):
+        if payload.dtype == np.uint8:
+            _write_patches(payload, into)
+        else:
+            into.copy_(_as_tensor(payload))
+    return values
+
+
+def _write_patches(image: NDArray[np.uint8], into: torch.Tensor) -> None:
+    """The rows of one image, into [h*w, 1176] on any device."""
+    if into.device.type != "cpu":
+        write_patches_with_torch(image, into)
+        return
+    from nemo_mtdrive.transfer.patches import write_patches
+
+    write_patches(np.ascontiguousarray(image), _normalised_bytes("cpu").numpy(), into.numpy())
+
+
+def write_patches_with_torch(image: NDArray[np.uint8], into: torch.Tensor) -> None:
+    """`patches.write_patches` in torch's operators: the image goes to the device as uint8 and is spread there."""
+    import torch
+
+    tokens_high, tokens_wide = image.shape[0] // (PATCH * MERGE), image.shape[1] // (PATCH * MERGE)
+    pixels = _as_tensor(np.ascontiguousarray(image)).to(into.device)
+    pixels = pixels.reshape(tokens_high, MERGE, PATCH, tokens_wide, MERGE, PATCH, 3)
+    pixels = pixels.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, 3, PATCH * PATCH)
+    channel = 256 * torch.arange(3, dtype=torch.int32, device=into.device)[:, None]
+    indices = (pixels.to(torch.int32) + channel).reshape(-1)
+    values = _normalised_bytes(str(into.device)).index_select(0, indices).view(-1, 3, 1, PATCH * PATCH)
+    into.view(-1, 3, TEMPORAL, PATCH * PATCH).copy_(values.expand(-1, -1, TEMPORAL, -1))
+
+
+def _as_tensor(array: NDArray[Any]) -> torch.Tensor:
+    """View an array that may be read-only, as shared images are; torch warns of those, and nothing here writes to it."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 @lru_cache(maxsize=16)

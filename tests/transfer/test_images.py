@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_mtdrive.image_key import image_key
+from nemo_mtdrive.image_key import ImageSettings, image_key, resized
 from nemo_mtdrive.torchvision_ops import declare_torchvision_operators
-from nemo_mtdrive.transfer.images import ImageStore, grid_of, patchify, pixel_values
+from nemo_mtdrive.transfer.images import ImageStore, grid_of, patchify, pixel_values, write_patches_with_torch
 from nemo_mtdrive.transfer.segments import RunFolder, TransferError
 
 from .make_episodes import make_image
@@ -45,6 +45,36 @@ def test_patchify_is_bitwise_the_image_processor() -> None:
     assert pixels.shape == expected_pixels.shape and pixels.numpy().tobytes() == expected_pixels.numpy().tobytes()
     assert torch.equal(grid, expected_grid)
     assert [tuple(row) for row in grid.tolist()] == [grid_of(image) for image in images]
+
+
+@pytest.mark.parametrize("height, width, settings", [
+    (1080, 1920, ImageSettings()),
+    (1080, 1920, ImageSettings(3136, 1_003_520)),
+    (540, 960, ImageSettings()),
+    (100, 333, ImageSettings()),
+    (30, 41, ImageSettings(min_pixels=3136)),
+    (56, 84, ImageSettings()),
+])
+def test_a_camera_picture_resized_and_patchified_is_bitwise_the_image_processor(
+    height: int, width: int, settings: ImageSettings
+) -> None:
+    declare_torchvision_operators()
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
+
+    picture = make_image(height, height, width)
+    processor = Qwen2VLImageProcessor(min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
+    expected = processor([picture], return_tensors="pt")
+    pixels, grid = patchify([resized(picture, settings)])
+    assert torch.equal(grid, expected["image_grid_thw"])
+    assert pixels.shape == expected["pixel_values"].shape and torch.equal(pixels, expected["pixel_values"])
+
+
+def test_another_device_computes_the_same_rows() -> None:
+    """The path of accelerators, taken here on the CPU through its own operators."""
+    image = make_image(5, 84, 112)
+    rows = torch.empty(48, 1176)
+    write_patches_with_torch(image, rows)
+    assert torch.equal(rows, patchify([image])[0])
 
 
 def test_pixel_values_takes_images_and_patches_alike() -> None:
