@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_mtdrive import __version__
+from nemo_mtdrive.cli_data import add_data
 from nemo_mtdrive.cli_scenes import add_scenes
 from nemo_mtdrive.cli_scoring import add_scoring
 from nemo_mtdrive.commands import command as _command
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nemo-mtdrive", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_scoring, add_scenes, _add_curate, _add_rl, _add_report, _add_plan, _add_processes):
+    for add in (add_scoring, add_scenes, add_data, _add_rl, _add_report, _add_plan, _add_processes):
         add(commands)
     return parser
 
@@ -73,30 +73,6 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def _config(options: argparse.Namespace) -> Config:
     return load_config(options.config_name, options.overrides, options.config_dir)
-
-
-def _add_curate(commands: argparse._SubParsersAction) -> None:
-    parser = _command(commands, "curate", "SFT data of scene files: JSON lines and images in the HF conversation format",
-                      _curate, "nemo-mtdrive curate multi-turn --scenes scenes --out sft_data")
-    parser.add_argument("kind", choices=("single-turn", "multi-turn"))
-    parser.add_argument("--scenes", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--perception", choices=("oracle", "kinematic"), default="oracle")
-    parser.add_argument("--workers", type=_positive, default=2)
-
-
-def _curate(options: argparse.Namespace) -> None:
-    from nemo_mtdrive.data.curate import CurationTask, SceneArguments, curate
-    from nemo_mtdrive.telemetry.progress import open_progress
-
-    arguments = SceneArguments("files", str(options.scenes), 0, 0, 0, 0)
-    kinds = ("single_turn",) if options.kind == "single-turn" else ("multi_turn",)
-    ids = list(arguments.open().ids())
-    task = CurationTask(arguments, options.out, options.perception, kinds)
-    with open_progress(sys.stderr, plain_every_s=10.0) as progress, \
-            progress.phase("SFT data", total=len(ids), unit="scenes") as bar:
-        counts = curate(task, ids, options.workers, bar.advance)
-    print(json.dumps({"scenes": len(ids), **counts}))
 
 
 def _add_rl(commands: argparse._SubParsersAction) -> None:

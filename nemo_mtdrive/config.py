@@ -194,6 +194,20 @@ class SFTConfig:
 
 
 @dataclass
+class SFTDataConfig:
+    """What is curated for SFT from the training scenes (Section 3.2, Appendix B); defaults of `nemo-mtdrive curate` too."""
+
+    kinds: list[str] = field(default_factory=lambda: ["single_turn", "multi_turn", "understanding"])
+    mock_share: float = 0.5
+    """Share of the scenes that get a mock multi-turn conversation: several rejected trajectories stacked."""
+    max_turns: int = 6
+    """Most answers of a conversation."""
+    pairs: int = 1
+    """Pairs of understanding questions a scene."""
+    seed: int = 5
+
+
+@dataclass
 class MtGRPOConfig:
     """Algorithm 1 and Eqs. 2-4; defaults of Section 4.1."""
 
@@ -305,6 +319,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
+    sft_data: SFTDataConfig = field(default_factory=SFTDataConfig)
     mtgrpo: MtGRPOConfig = field(default_factory=MtGRPOConfig)
     transfer: TransferConfig = field(default_factory=TransferConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nemo_mtdrive.config import AgentConfig, Config, ScenesConfig, SFTConfig
+    from nemo_mtdrive.config import AgentConfig, Config, ScenesConfig, SFTConfig, SFTDataConfig
 
 IMAGE_MULTIPLE = 28
 """Sides of an image are multiples of this: 14-pixel patches, merged 2 x 2."""
@@ -48,6 +48,7 @@ def check(config: Config) -> None:
         raise ConfigError(f"model.init_from={start!r}: no config.json there; set it to a Qwen2.5-VL directory")
     _check_agent(config.agent)
     _check_sft(config.sft)
+    _check_sft_data(config.sft_data)
     seconds_of(config.max_time_per_run)
 
 
@@ -79,6 +80,18 @@ def _check_sft(sft: SFTConfig) -> None:
                 raise ConfigError(f"{key}.kinds: {kind}: {times:g}; set kinds of {', '.join(SFT_KINDS)} to 0 or more")
         if stage.steps < 0 or (stage.steps == 0 and stage.epochs <= 0):
             raise ConfigError(f"{key}: steps={stage.steps}, epochs={stage.epochs:g}; set one of them above 0")
+
+
+MOST_TURNS = 6
+
+
+def _check_sft_data(data: SFTDataConfig) -> None:
+    if not data.kinds or not set(data.kinds) <= set(SFT_KINDS):
+        raise ConfigError(f"sft_data.kinds={list(data.kinds)}: set it to some of {', '.join(SFT_KINDS)}")
+    if data.mock_share > 1:
+        raise ConfigError(f"sft_data.mock_share={data.mock_share:g}: set it to a number from 0 to 1")
+    if not 2 <= data.max_turns <= MOST_TURNS:
+        raise ConfigError(f"sft_data.max_turns={data.max_turns}: set it from 2 to {MOST_TURNS}")
 
 
 SOURCES = {"procedural": "", "files": "scene files", "av2": "AV2 logs", "navsim": "OpenScene data", "py123d": "py123d data"}
@@ -114,6 +127,7 @@ MAY_BE_ZERO = frozenset((
     "seed", "scenes.seed", "scenes.difficulty", "environment.port", "environment.retries", "environment.max_restarts",
     "rollout.max_restarts", "max_restarts", "reward.pdm_weight",
     "reward.format_weight", "reward.progressive_weight", "sft.warmup_steps", "sft.weight_decay", "sft.seed",
+    "sft_data.mock_share", "sft_data.seed",
     "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "mtgrpo.dual_clip",
     "mtgrpo.entropy_coefficient", "mtgrpo.max_skipped_updates", "sft.max_skipped_updates",
     "mtgrpo.importance_cap", "validation.every_steps",

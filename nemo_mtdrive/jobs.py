@@ -21,6 +21,7 @@ from nemo_mtdrive.evaluation.report import write_readme_picture, write_report
 from nemo_mtdrive.evaluation.tables import terminal_table
 from nemo_mtdrive.launch import refuse_busy_port, run_processes
 from nemo_mtdrive.pdm.reviewers import open_reviewer
+from nemo_mtdrive.ranks import tokenizer_files
 from nemo_mtdrive.telemetry.events import EventDisplay
 from nemo_mtdrive.telemetry.progress import Progress, format_seconds, open_progress
 
@@ -40,7 +41,7 @@ def run_rl(config: Config) -> Path:
     refuse_start(config)
     run_dir = open_run_dir(config)
     with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
-        prepare(config, run_dir, progress)
+        prepare(config, run_dir, tokenizer_files(config), progress)
         baselines = score_baselines(config, run_dir, progress)
         with EventDisplay(progress) as display:
             run_processes(config, run_dir, display.show)

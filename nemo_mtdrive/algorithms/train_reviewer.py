@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from nemo_mtdrive.algorithms.reward_model import RewardTraining, accuracy, fit, save
 from nemo_mtdrive.config import ConfigError
 from nemo_mtdrive.data.curate import SceneArguments
-from nemo_mtdrive.data.reward_set import PLANS, RewardSet, build, sample_plans, split
+from nemo_mtdrive.data.plans import PLANS, sample_plans
+from nemo_mtdrive.data.reward_set import RewardSet, build, split
 from nemo_mtdrive.driving.sources import SceneSource
 from nemo_mtdrive.pdm.agent import PDMAgent
 from nemo_mtdrive.pdm.learned import LearnedAgent

@@ -41,8 +41,14 @@ def scene_arguments(config: Config, run_dir: Path) -> SceneArguments:
     )
 
 
-def prepare(config: Config, run_dir: Path, progress: Progress) -> Splits:
+def prepare(config: Config, run_dir: Path, tokenizer: Path, progress: Progress) -> Splits:
     """Make what is missing of scenes, split and SFT data; see the module's docstring.
+
+    Args:
+        config: of the run.
+        run_dir: where everything goes.
+        tokenizer: the folder of the model's, with which the lengths of conversations are counted.
+        progress: shows the phases.
 
     Raises:
         ConfigError: the scenes do not suffice for the held-out part.
@@ -53,11 +59,12 @@ def prepare(config: Config, run_dir: Path, progress: Progress) -> Splits:
         _generate(config, run_dir / "scenes", workers, progress)
     splits = _split(config, arguments, run_dir / "splits.json")
     if config.sft.stages and not config.sft.data:
-        task = CurationTask(arguments, run_dir / "sft_data", config.environment.perception, agent=config.agent)
+        task = CurationTask(arguments, run_dir / "sft_data", config.environment.perception, config.sft_data, config.agent,
+                            tokenizer=str(tokenizer), max_tokens=config.rollout.max_context)
         with progress.phase("SFT data", total=len(splits.train), unit="scenes") as bar:
-            counts = curate(task, splits.train, workers, bar.advance)
+            statistics = curate(task, splits.train, workers, bar.advance)
         progress.note("SFT data: " + ", ".join(f"{count} {kind.replace('_', '-')} samples"
-                                               for kind, count in sorted(counts.items())))
+                                               for kind, count in statistics["lines"].items()))
     return splits
 
 

@@ -1,8 +1,4 @@
-"""What a reward model learns from: plans of all sorts in each scene, labelled by the PDM agent.
-
-The plans are the expert's and the constant-velocity driver's, those with the speed and the way changed, arcs of constant
-acceleration and yaw rate, and noisy ones, so that good, bad and absurd answers are all there.
-"""
+"""What a reward model learns from: plans of all sorts in each scene (`plans.sample_plans`), labelled by the PDM agent."""
 
 from __future__ import annotations
 
@@ -15,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_mtdrive.data.curate import SceneArguments
+from nemo_mtdrive.data.plans import sample_plans
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.driving.sources import SceneSource
-from nemo_mtdrive.driving.trajectory import TIMES, constant_velocity
 from nemo_mtdrive.pdm.agent import PDMAgent
 from nemo_mtdrive.pdm.features import OBJECTS, Features, describe, join
 from nemo_mtdrive.pdm.feedback import find_violations
@@ -28,10 +24,6 @@ from nemo_mtdrive.types import SCORE_NAMES, TRAJECTORY_POINTS
 
 Array = NDArray[np.float64]
 Float32 = NDArray[np.float32]
-
-PLANS = 24
-"""Plans of one scene."""
-_CHANGED, _ARCS, _NOISY = 9, 7, 6
 
 
 @dataclass(frozen=True)
@@ -49,32 +41,6 @@ class RewardSet:
     """[B, 8, OBJECTS, 2] NC and TTC name the point with the object."""
     missed: int
     """Named objects that are not among the `OBJECTS` described ones."""
-
-
-def sample_plans(scene: Scene, seed: int) -> Array:
-    """`PLANS` plans [PLANS, 8, 3] of a scene, written with two decimals as answers are."""
-    random = np.random.default_rng(seed)
-    steady = constant_velocity(scene)
-    expert = steady if scene.future is None else scene.future
-    base = expert[None].repeat(_CHANGED, axis=0)
-    speed, drift = random.uniform(0.0, 1.7, (_CHANGED, 1)), random.normal(0.0, 2.0, (_CHANGED, 1))
-    changed = np.stack([base[..., 0] * speed, base[..., 1] * speed + drift * (TIMES / 4.0) ** 2], axis=-1)
-    noisy = expert[:, :2] + random.normal(0.0, 1.0, (_NOISY, TRAJECTORY_POINTS, 2)) * [[[0.4, 0.25]]]
-    ways = np.concatenate([changed, _arcs(random, float(scene.ego.velocity[0])), noisy])
-    steps = np.diff(ways, axis=1, prepend=np.zeros((len(ways), 1, 2)))
-    heading = np.where(np.hypot(steps[..., 0], steps[..., 1]) > 0.3, np.arctan2(steps[..., 1], steps[..., 0]), 0.0)
-    plans = np.concatenate([expert[None], steady[None], np.concatenate([ways, heading[..., None]], axis=-1)])
-    return np.round(plans, 2)
-
-
-def _arcs(random: np.random.Generator, speed_now: float) -> Array:
-    """[_ARCS, 8, 2] constant acceleration until standstill, constant yaw rate."""
-    acceleration, yaw_rate = random.uniform(-4.0, 3.0, (_ARCS, 1)), random.normal(0.0, 0.12, (_ARCS, 1))
-    fine = np.arange(1, 41) * 0.1
-    speed = np.maximum(speed_now + acceleration * fine, 0.0)
-    heading = yaw_rate * fine
-    way = np.stack([np.cumsum(speed * np.cos(heading), axis=1), np.cumsum(speed * np.sin(heading), axis=1)], axis=-1)
-    return 0.1 * way[:, 4::5]
 
 
 def label(scene: Scene, plans: Array, agent: PDMAgent) -> RewardSet:

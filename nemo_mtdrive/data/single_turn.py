@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from nemo_mtdrive.data.lines import IMAGE_PLACEHOLDER, Line, make_line, provenance_of
 from nemo_mtdrive.dialogue.prompt import answer_text, first_question
 from nemo_mtdrive.driving.scene import Scene
 
-IMAGE_PLACEHOLDER = "<image>\n"
-"""How the conversation format that HF, LLaMA-Factory and ms-swift read marks the place of an image."""
+__all__ = ["IMAGE_PLACEHOLDER", "can_teach", "human_answer", "question", "single_turn"]
+
+
+def can_teach(scene: Scene) -> bool:
+    """Whether a scene can be learned from: it can be driven, and the human's future is known."""
+    return scene.drivable and scene.future is not None
 
 
 def question(scene: Scene) -> str:
@@ -33,16 +36,11 @@ def human_answer(scene: Scene) -> str:
     return answer_text(scene.future)
 
 
-def single_turn(scene: Scene, image_key: str) -> dict[str, Any]:
-    """One line of single-turn data: messages, image, and where it comes from."""
-    return {
-        "id": f"{scene.scene_id}/single_turn",
-        "kind": "single_turn",
-        "scene_id": scene.scene_id,
-        "messages": [
-            {"role": "user", "content": IMAGE_PLACEHOLDER + question(scene)},
-            {"role": "assistant", "content": human_answer(scene)},
-        ],
-        "images": [f"images/{image_key}.png"],
-        "provenance": {"source": scene.source, "licence": scene.licence, "target": "human"},
-    }
+def single_turn(scene: Scene, image_key: str, seed: int) -> Line:
+    """One line of single-turn data.
+
+    Raises:
+        ValueError: see `question` and `human_answer`.
+    """
+    return make_line("", "single_turn", image_key, [question(scene), human_answer(scene)],
+                     provenance_of(scene, seed, ["human"]))

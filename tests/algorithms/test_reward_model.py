@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from nemo_mtdrive.algorithms.reward_model import RewardTraining, area_under_curve, fit
-from nemo_mtdrive.data.reward_set import PLANS, concatenate, label, sample_plans, split
+from nemo_mtdrive.data.plans import PLANS, sample_plans
+from nemo_mtdrive.data.reward_set import concatenate, label, split
 from nemo_mtdrive.driving.generator import MIXTURE, generate
 from nemo_mtdrive.pdm.agent import PDMAgent
 from nemo_mtdrive.pdm.reward_model import HEADS, RewardModel
