@@ -86,6 +86,8 @@ class RolloutClient:
         self._deadlines = deadlines
         self._agree = agree
         self._decode_each_time = decode_each_time
+        self.on_picture: Callable[[str, Payload], None] | None = None
+        """Gets key and content of each image of a training batch as it arrives, while others are still rolled out."""
         self._received: dict[str, Received] = {}
         self._transfer: CollectMetrics | None = None
         self._worker_metrics: dict[str, float] = {}
@@ -155,7 +157,7 @@ class RolloutClient:
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead.ticket is not ticket:
             raise ValueError("rollouts are under way ahead of the trainer: gather their ticket first")
-        collected = self._wait_for(ticket, bar) if ahead is None else ahead.result()
+        collected = self._wait_for(ticket, bar, self.on_picture) if ahead is None else ahead.result()
         kept = self._received if more else {}
         self._agree(collected.digest)
         self._received = kept | dict(collected.received)
@@ -169,11 +171,17 @@ class RolloutClient:
                                          tuple(wire.encode(episode)))
             for group in groups for episode in group.episodes}
 
-    def _wait_for(self, ticket: Ticket, bar: Bar | None) -> Collected:
+    def _wait_for(self, ticket: Ticket, bar: Bar | None,
+                  on_picture: Callable[[str, Payload], None] | None = None) -> Collected:
         """Every episode of a ticket, and every rank has them."""
+        trained_on = {task.purpose for task in ticket.tasks} == {"train"}
+
         def arrived(received: Received, count: int, total: int) -> None:
             if bar is not None:
                 bar.advance(1)
+            if on_picture is not None and trained_on:
+                for key in received.episode.image_keys:
+                    on_picture(key, received.images[key])
 
         collected = self._ipss.collect(ticket.tasks, deadline_s=self._deadlines.rollout_s, on_arrival=arrived,
                                        on_wait=self._look_after_workers)

@@ -15,7 +15,7 @@ the cache each phase deserialises and uploads them anew; with it the first phase
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -57,7 +57,12 @@ class TensorCache:
         self.budget_bytes = budget_bytes
         self.enabled = enabled
         self.metrics = CacheMetrics()
+        self._watched: list[Callable[[], Mapping[str, float]]] = []
         self._kept: dict[Hashable, tuple[Tensors, dict[str, int], bool]] = {}
+
+    def watch(self, collect: Callable[[], Mapping[str, float]]) -> None:
+        """Add further metrics to the step's, such as how often the vision tower ran; `collect` is called at its end."""
+        self._watched.append(collect)
 
     def get(self, key: Hashable, build: Callable[[], Tensors], *, of_weights: bool = False) -> Tensors:
         """The tensors of `key` on the device; from the cache, or from `build`.
@@ -79,7 +84,7 @@ class TensorCache:
             return dict(tensors)
         start = time.perf_counter()
         with span("transfer"), torch.inference_mode(False):
-            tensors = {name: tensor.to(self.device) for name, tensor in build().items()}
+            tensors = {name: self._upload(tensor) for name, tensor in build().items()}
         size = bytes_of(tensors)
         self.metrics.misses += 1
         self.metrics.bytes_uploaded += size
@@ -91,6 +96,12 @@ class TensorCache:
         self.metrics.build_s += time.perf_counter() - start
         return dict(tensors)
 
+    def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
+        """To the device; from page-locked memory where that is a GPU, so that the copy runs beside the CPU's next work."""
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
     def on_weights_changed(self) -> None:
         """The optimizer stepped: drop what was computed with the old weights."""
         for key in [key for key, (_, _, of_weights) in self._kept.items() if of_weights]:
@@ -100,7 +111,10 @@ class TensorCache:
         """Drop everything; returns the step's metrics, `iptc/NAME` -> value, and starts new ones."""
         self._kept.clear()
         metrics, self.metrics = self.metrics, CacheMetrics()
-        return {f"iptc/{name}": float(value) for name, value in asdict(metrics).items()}
+        found = {f"iptc/{name}": float(value) for name, value in asdict(metrics).items()}
+        for collect in self._watched:
+            found |= collect()
+        return found
 
 
 def bytes_of(tensors: Tensors) -> int:
