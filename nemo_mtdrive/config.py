@@ -255,6 +255,9 @@ class TransferConfig:
     """Stream each finished episode while others still generate; false: wait for all, pixels per rollout."""
     iptc: bool = True
     """Keep the step's tensors on the device for log-prob, reference and update; false: build them anew each time."""
+    visual_embeddings: str = "auto"
+    """Keep what a frozen vision tower and projector make of an image in place of its pixels: auto (where both are frozen
+    and iptc is on), on (refused elsewhere) or off."""
     link: str = "shm"
     """shm (one node) or zmq (many)."""
     threads: int = 2

@@ -47,9 +47,22 @@ def check(config: Config) -> None:
     if start and not any((Path(start) / part / "config.json").is_file() for part in ("", "context/hf", "model/context/hf")):
         raise ConfigError(f"model.init_from={start!r}: no config.json there; set it to a Qwen2.5-VL directory")
     _check_agent(config.agent)
+    _check_embeddings(config)
     _check_sft(config.sft)
     _check_sft_data(config.sft_data)
     seconds_of(config.max_time_per_run)
+
+
+def _check_embeddings(config: Config) -> None:
+    if config.transfer.visual_embeddings != "on":
+        return
+    for part in ("vision", "projector"):
+        if not getattr(config.model, f"freeze_{part}"):
+            raise ConfigError(f"transfer.visual_embeddings=on with model.freeze_{part}=false: every update would change the "
+                              f"embeddings; set model.freeze_{part}=true, or transfer.visual_embeddings=auto")
+    if not config.transfer.iptc:
+        raise ConfigError("transfer.visual_embeddings=on with transfer.iptc=false: nothing would keep them; set "
+                          "transfer.iptc=true")
 
 
 def seconds_of(limit: str) -> float | None:
@@ -121,6 +134,7 @@ CHOICES = {
     "mtgrpo.aggregation": ("sequence_mean", "token_mean", "constant"),
     "mtgrpo.kl_estimator": ("k1", "k2", "k3"),
     "transfer.link": ("shm", "zmq"),
+    "transfer.visual_embeddings": ("auto", "on", "off"),
 }
 
 MAY_BE_ZERO = frozenset((

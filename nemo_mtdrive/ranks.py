@@ -209,7 +209,13 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
         folder_of_data = Path(config.sft.data) if config.sft.data else run_dir / "sft_data"
         dataset = SFTDataset(folder_of_data, tokenizer, config.sft.learn)
         sft = SFTTrainer(config.sft, model, share, dataset, tokenizer, rollout.max_context, dump)
+    cache.watch(model.vision_metrics)
     rl = MTGRPOTrainer(config.mtgrpo, model, share, rollouts, cache, tokenizer, splits.train, config.seed, rollout, dump)
+    frozen = config.model.freeze_vision and config.model.freeze_projector
+    if transfer.iptc:
+        rollouts.on_picture = rl.pictures.prefetch
+        if frozen and transfer.visual_embeddings != "off":
+            rl.pictures.encode = model.encode_images
     kept = config.checkpoint
     checkpoints = CheckpointStore(run_dir / "checkpoints", keep=kept.keep, metric=kept.best_metric,
                                   higher_is_better=kept.higher_is_better, rank=ranks.rank, world_size=ranks.world,
