@@ -37,6 +37,9 @@ def check(config: Config) -> None:
                           f"mtgrpo.prompts_per_step={rl.prompts_per_step}")
     if 0 < rl.dual_clip <= 1:
         raise ConfigError(f"mtgrpo.dual_clip={rl.dual_clip}: set it above 1, or to 0 for off")
+    if config.reward.progressive_weight and rl.estimator == "unbiased":
+        raise ConfigError("reward.progressive_weight: set it to 0 with mtgrpo.estimator=unbiased, which lets the last reward"
+                          " count for all turns that remain and would pay the last step of progress again for each")
     if config.sft.batch_size < config.parallel.data:
         raise ConfigError(f"sft.batch_size={config.sft.batch_size}: set it to parallel.data={config.parallel.data} or more")
     if not config.model.init_from and config.model.hidden_size % (128 * config.parallel.tensor):

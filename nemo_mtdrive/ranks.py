@@ -122,7 +122,8 @@ def _worker_parts(config: Config, endpoints: Endpoints) -> WorkerParts:
         folder.close()
 
     settings = RolloutSettings(rollout.max_turns, rollout.max_answer_tokens, rollout.max_running,
-                               config.reward.pdm_weight, config.reward.format_weight, rollout.episode_timeout_s)
+                               config.reward.pdm_weight, config.reward.format_weight,
+                               config.reward.progressive_weight, rollout.episode_timeout_s)
     return WorkerParts(engine, environment, tokenizer, settings, stream.on_episode_end, flush, read_weights, close)
 
 

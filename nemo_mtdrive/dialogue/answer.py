@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_mtdrive.dialogue.format_score import format_score
 from nemo_mtdrive.types import TRAJECTORY_POINTS
 
 MAX_ANSWER_CHARACTERS = 8192
@@ -33,7 +34,7 @@ class ParsedAnswer:
 
     trajectory: NDArray[np.float64] | None
     format_score: float
-    """f_ij of Eq. 2: 1.0 with a trajectory, 0.0 without."""
+    """f_ij of Eq. 2, 0.0 or 1.0 (`dialogue.format_score`)."""
     problem: str
     """Empty with a trajectory; else a short clause for the feedback, without a full stop."""
 
@@ -61,8 +62,8 @@ def parse_answer(text: str) -> ParsedAnswer:
     trajectory = np.asarray(points, dtype=np.float64)
     if np.abs(trajectory).max() > LARGEST_MAGNITUDE:
         return _unreadable("a number is too large")
-    return ParsedAnswer(trajectory, 1.0, "")
+    return ParsedAnswer(trajectory, format_score(text, trajectory), "")
 
 
 def _unreadable(problem: str) -> ParsedAnswer:
-    return ParsedAnswer(None, 0.0, problem)
+    return ParsedAnswer(None, format_score("", None), problem)

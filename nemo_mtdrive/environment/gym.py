@@ -33,6 +33,7 @@ class MultiTurnDrivingEnv(gymnasium.Env[dict[str, Any], str]):
     Args:
         environment: a `DrivingEnvironment`, or the `EnvironmentClient` of a server.
         pdm_weight, format_weight: Eq. 2 (the paper: 0.8 and 0.2).
+        progressive_weight: see `environment.reward`.
         render_mode: None or `rgb_array`.
         scene_ids: scenes to draw from; a `DrivingEnvironment` has its own, a client needs them.
 
@@ -43,10 +44,13 @@ class MultiTurnDrivingEnv(gymnasium.Env[dict[str, Any], str]):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (Gymnasium's own declaration)
 
     def __init__(self, environment: Environment, pdm_weight: float, format_weight: float,
-                 render_mode: str | None = None, scene_ids: Sequence[str] | None = None) -> None:
+                 render_mode: str | None = None, scene_ids: Sequence[str] | None = None,
+                 progressive_weight: float = 0.0) -> None:
         self.environment = environment
         self.pdm_weight = pdm_weight
         self.format_weight = format_weight
+        self.progressive_weight = progressive_weight
+        self._before: float | None = None
         self.render_mode = render_mode
         if scene_ids is None:
             scene_ids = environment.scenes.ids() if isinstance(environment, DrivingEnvironment) else ()
@@ -64,7 +68,7 @@ class MultiTurnDrivingEnv(gymnasium.Env[dict[str, Any], str]):
 
     def _start(self, scene_id: str) -> dict[str, Any]:
         [observation] = self.environment.reset_many([(self._episode_id, scene_id, True)])
-        self._turn = 0
+        self._turn, self._before = 0, None
         self._image = observation.image
         return {"text": observation.prompt, "image": observation.image}
 
@@ -92,7 +96,9 @@ class MultiTurnDrivingEnv(gymnasium.Env[dict[str, Any], str]):
         observation = {"text": result.feedback, "image": self._image}
         info = {"scores": result.scores, "format_score": result.format_score, "violations": result.violations,
                 "trajectory": result.trajectory, "reason": result.reason}
-        reward = turn_reward(result.scores, result.format_score, self.pdm_weight, self.format_weight)
+        reward = turn_reward(result.scores, result.format_score, self.pdm_weight, self.format_weight,
+                             self.progressive_weight, self._before)
+        self._before = 0.0 if result.scores is None else result.scores["PDMS"]
         return observation, reward, result.reason == "clean", result.reason == "max_turns", info
 
     def render(self) -> np.ndarray[Any, np.dtype[np.uint8]] | None:  # type: ignore[override]

@@ -88,7 +88,8 @@ class ModelDriver:
         except (ConversionError, TokenizerError, EngineError) as error:
             raise ConfigError(f"model: {error}") from error
         return cls(opened, tokenizer, RolloutSettings(rollout.max_turns, rollout.max_answer_tokens, rollout.max_running,
-                                                      reward.pdm_weight, reward.format_weight))
+                                                      reward.pdm_weight, reward.format_weight,
+                                                      reward.progressive_weight))
 
     @property
     def max_turns(self) -> int:

@@ -55,12 +55,15 @@ class RolloutSettings:
     """w_p of Eq. 2."""
     format_weight: float
     """w_f of Eq. 2."""
+    progressive_weight: float = 0.0
+    """w of `environment.reward`."""
     episode_timeout_s: float = math.inf
     """An episode that took longer when a turn of it ends is cut: it is invalid, the others of its group go on."""
 
-    def reward(self, result: StepResult) -> float:
-        """r_ij of Eq. 2."""
-        return turn_reward(result.scores, result.format_score, self.pdm_weight, self.format_weight)
+    def reward(self, result: StepResult, before: Sequence[Turn]) -> float:
+        """r_ij of Eq. 2, given the turns before."""
+        return turn_reward(result.scores, result.format_score, self.pdm_weight, self.format_weight, self.progressive_weight,
+                           before[-1].pdm_score if before else None)
 
 
 def episode_seed(task: RolloutTask, index: int) -> int:
@@ -290,7 +293,7 @@ class _Rollout:
         """Record a scored turn and open the next one; returns why the episode ends, "" while it goes on."""
         if isinstance(result, str):
             return result
-        episode.add_turn(result, self._settings.reward(result))
+        episode.add_turn(result, self._settings.reward(result, episode.turns))
         if result.done:
             return result.reason
         if len(episode.turns) >= self._settings.max_turns:

@@ -33,6 +33,7 @@ def test_what_we_write_we_read(hundredths):
 def test_plain_decimals_are_taken(number):
     parsed = parse_answer(GOOD.replace("(1,", f"({number},", 1))
     assert parsed.trajectory is not None and parsed.trajectory[0, 0] == float(number)
+    assert parsed.format_score == (0.0 if number == "0.123456" else 1.0)
 
 
 @pytest.mark.parametrize("number", [
