@@ -53,4 +53,5 @@ def declare_on_import() -> None:
 
     For environments whose processes others start, as vLLM starts its own: a line in a .pth file calls it.
     """
-    sys.meta_path.insert(0, _BeforeTorchvision())
+    if not any(isinstance(finder, _BeforeTorchvision) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _BeforeTorchvision())
