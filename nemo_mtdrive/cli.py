@@ -145,6 +145,7 @@ def _add_processes(commands: argparse._SubParsersAction) -> None:
     worker.add_argument("--index", type=int, default=0)
     rank = _command(commands, "train-rank", "one training rank of a run (RANK, WORLD_SIZE, ... in the environment)",
                     _train_rank, "nemo-mtdrive train-rank --run-dir runs/demo")
+    rank.add_argument("--resume", action="store_true", help="go on from the last checkpoint, as with resume=true")
     for parser in (worker, rank):
         parser.add_argument("--run-dir", type=Path, required=True, metavar="RUN")
 
@@ -156,7 +157,7 @@ def _serve_env(options: argparse.Namespace) -> int:
         return serve_scenes(options)
     from nemo_mtdrive.ranks import serve_environment
 
-    return serve_environment(options.run_dir)
+    return serve_environment(options.run_dir, options.index)
 
 
 def _rollout_worker(options: argparse.Namespace) -> int:
@@ -168,7 +169,7 @@ def _rollout_worker(options: argparse.Namespace) -> int:
 def _train_rank(options: argparse.Namespace) -> int:
     from nemo_mtdrive.ranks import run_training_rank
 
-    return run_training_rank(options.run_dir)
+    return run_training_rank(options.run_dir, options.resume)
 
 
 if __name__ == "__main__":

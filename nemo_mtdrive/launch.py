@@ -1,12 +1,13 @@
-"""Start the processes of a job on this machine, watch them, and end them together.
+"""Start the processes of a job on this machine, keep them going, and end them together.
 
     launcher ──starts──> environment server(s)   HTTP on loopback      <── answers ── rollout worker(s)
              ──starts──> rollout worker(s)       control: ROUTER/DEALER <── tasks, weights ── training rank 0
              ──starts──> training ranks 0..n-1   gloo/nccl among them   <── episodes ── rollout worker(s)
 
-A job ends when its training ranks have ended. When a process fails, all are stopped and the reason names the process, how
-it ended and its log. The children have their own session, so Ctrl-C reaches only the launcher, which
-stops them in order; a launcher that is killed takes them along (`process.die_with_parent`).
+A job ends when its training ranks have ended. A server or a worker that dies is started again; when a training rank dies,
+ranks and workers start again from the last checkpoint (docs/fault_tolerance.md). The children have their own session, so
+Ctrl-C reaches only the launcher, which stops them in order; a launcher that is killed takes them along
+(`process.die_with_parent`).
 """
 
 from __future__ import annotations
@@ -14,33 +15,27 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-from nemo_mtdrive.algorithms.limits import STARTED, STOP_FILE
 from nemo_mtdrive.config import Config, ConfigError
-from nemo_mtdrive.process import SHM_ROOT, describe_exit, die_with_parent, free_port, port_is_free
+from nemo_mtdrive.config_checks import rollout_python
+from nemo_mtdrive.process import SHM_ROOT, free_port, port_is_free, reserve_port
+from nemo_mtdrive.supervision import RESTARTS_FILE, Job, JobFailed, JobInterrupted, MainFailed, Restarts, interruptible
 from nemo_mtdrive.transfer.segments import sweep, sweep_abandoned
 
-POLL_S = 0.1
-STOP_S = 10.0
-"""How long a process may take to end after SIGTERM before SIGKILL."""
+__all__ = ["Endpoints", "JobFailed", "JobInterrupted", "make_endpoints", "read_endpoints", "refuse_busy_port",
+           "run_processes", "write_endpoints"]
 
-
-class JobFailed(RuntimeError):
-    """A process of the job ended when it should not have; the message says which, how, and where its log is."""
-
-
-class JobInterrupted(RuntimeError):
-    """The user or the scheduler asked the job to end."""
+OnEvent = Callable[[Mapping[str, Any]], None]
+STARTED = "MTDRIVE_STARTED"
+"""Environment variable of the ranks: when the job began, a time.time(); going on from a checkpoint is no new beginning."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +54,15 @@ class Endpoints:
 
 
 def refuse_busy_port(config: Config) -> None:
-    """Check a port that the config names, at start-up and again when it is used.
+    """Check the ports that the config names, at start-up and again when they are used.
 
     Raises:
-        ConfigError: `environment.port` is busy.
+        ConfigError: `environment.port` is busy, or one of those after it that further servers take.
     """
-    host, port = config.environment.host, config.environment.port
-    if port and not port_is_free(host, port):
-        raise ConfigError(f"environment.port={port}: it is busy on {host}; set another, or 0 for a free one")
+    host, first = config.environment.host, config.environment.port
+    for port in range(first, first + config.environment.servers) if first else ():
+        if not port_is_free(host, port):
+            raise ConfigError(f"environment.port={first}: {port} is busy on {host}; set another, or 0 for free ones")
 
 
 def make_endpoints(config: Config, socket_dir: Path) -> Endpoints:
@@ -77,23 +73,29 @@ def make_endpoints(config: Config, socket_dir: Path) -> Endpoints:
     """
     environment = config.environment
     refuse_busy_port(config)
-    port = environment.port or free_port(environment.host)
-    return Endpoints(
-        run_id=f"mtd{secrets.token_hex(4)}",
-        environment_urls=[f"http://{environment.host}:{port}"],
-        environment_token=secrets.token_urlsafe(24),
-        control=f"ipc://{socket_dir}/control",
-        episodes=[f"ipc://{socket_dir}/episodes-{rank}" for rank in range(config.world_size)],
-        weights_dir=str(socket_dir),
-        master_port=free_port(),
-    )
+    with ExitStack() as stack:  # held together, so that they differ
+        ports = [stack.enter_context(reserve_port(environment.host, environment.port and environment.port + index))
+                 .getsockname()[1] for index in range(environment.servers)]
+    endpoints = Endpoints(
+        run_id="", environment_urls=[f"http://{environment.host}:{port}" for port in ports],
+        environment_token=secrets.token_urlsafe(24), control="", episodes=[], weights_dir="", master_port=0)
+    return new_meeting_place(endpoints, config, socket_dir)
+
+
+def new_meeting_place(endpoints: Endpoints, config: Config, socket_dir: Path) -> Endpoints:
+    """The same environment servers, everything else new: ranks that start again must not meet what the last ones left."""
+    return replace(endpoints, run_id=f"mtd{secrets.token_hex(4)}", control=f"ipc://{socket_dir}/control",
+                   episodes=[f"ipc://{socket_dir}/episodes-{rank}" for rank in range(config.world_size)],
+                   weights_dir=str(socket_dir), master_port=free_port())
 
 
 def write_endpoints(endpoints: Endpoints, path: Path) -> None:
-    """Write the file readable by its owner only: it holds the token."""
-    path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    """Write the file, whole or not at all, readable by its owner only: it holds the token."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         json.dump(asdict(endpoints), file, indent=1)
+    beside.replace(path)
 
 
 def read_endpoints(path: Path) -> Endpoints:
@@ -101,120 +103,8 @@ def read_endpoints(path: Path) -> Endpoints:
     return Endpoints(**json.loads(path.read_text()))
 
 
-@dataclass
-class Child:
-    """A process of the job."""
-
-    name: str
-    process: subprocess.Popen[bytes]
-    log: Path
-    main: bool
-    """The job ends well when this one exits with 0."""
-
-
-class Job:
-    """The processes of a job; use it as a context manager, so that nothing outlives it."""
-
-    def __init__(self, log_dir: Path) -> None:
-        self._log_dir = log_dir
-        self._children: list[Child] = []
-        log_dir.mkdir(parents=True, exist_ok=True)
-
-    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str], *, main: bool = False,
-              pass_fds: Sequence[int] = ()) -> None:
-        """Start a process; what it prints goes to LOG_DIR/name.log (appended, so that a resumed job keeps both)."""
-        log = self._log_dir / f"{name}.log"
-        with log.open("ab") as output:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                                       env={**os.environ, **environment}, start_new_session=True, pass_fds=pass_fds,
-                                       preexec_fn=die_with_parent)
-        self._children.append(Child(name, process, log, main))
-
-    def watch(self, each_poll: Callable[[], None]) -> None:
-        """Wait until every main process ended well; `each_poll` is called about ten times a second.
-
-        Raises:
-            JobFailed: a process ended with another code than 0.
-        """
-        while True:
-            each_poll()
-            codes = [(child, child.process.poll()) for child in self._children]
-            failed = [(child, code) for child, code in codes if code]
-            if failed:
-                # one that is killed takes its peers down within a poll: what was killed is the cause, the rest follow
-                child, code = min(failed, key=lambda pair: pair[1])
-                said = _last_line(child.log)
-                raise JobFailed(f"{child.name} {describe_exit(code)}{f' ({said})' if said else ''}; its log: {child.log}")
-            if all(code == 0 for child, code in codes if child.main):
-                return
-            time.sleep(POLL_S)
-
-    def stop(self) -> None:
-        """End all processes: SIGTERM to their sessions, SIGKILL after a while. Safe to call twice."""
-        running = [child for child in self._children if child.process.poll() is None]
-        for child in running:
-            _signal_session(child.process, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_S
-        for child in running:
-            try:
-                child.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _signal_session(child.process, signal.SIGKILL)
-                child.process.wait()
-        for child in self._children:  # what a process left behind in its session
-            _signal_session(child.process, signal.SIGKILL)
-
-    def __enter__(self) -> Job:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stop()
-
-
-def _signal_session(process: subprocess.Popen[bytes], sig: int) -> None:
-    try:
-        os.killpg(process.pid, sig)
-    except ProcessLookupError:
-        return
-
-
-def _last_line(log: Path) -> str:
-    """The last line of a log that says something, cut to a readable length."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `JobInterrupted` inside the block, once; a second one is left to the default."""
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for sig, handler in previous.items():
-            signal.signal(sig, handler)
-        raise JobInterrupted(f"stopped by {signal.Signals(number).name}")
-
-    previous = {sig: signal.signal(sig, interrupt) for sig in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for sig, handler in previous.items():
-            signal.signal(sig, handler)
-
-
-@contextmanager
-def saves_on_request(run_dir: Path) -> Iterator[None]:
-    """SIGUSR1, which schedulers send before a time limit, asks the run to end after its step with a checkpoint."""
-    stop_file = run_dir / STOP_FILE
-    stop_file.unlink(missing_ok=True)
-    previous = signal.signal(signal.SIGUSR1, lambda number, frame: stop_file.touch())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGUSR1, previous)
-        stop_file.unlink(missing_ok=True)
-
-
-def run_processes(config: Config, run_dir: Path, on_event: Callable[[dict[str, object]], None]) -> None:
-    """Start servers, workers and ranks of a prepared run directory and wait for the end.
+def run_processes(config: Config, run_dir: Path, on_event: OnEvent) -> None:
+    """Start servers, workers and ranks of a prepared run directory, keep them going, and wait for the end.
 
     Shared memory of this run goes when it ends, and that of runs that were killed when the next one starts.
     `on_event` gets what training rank 0 says of its progress, a mapping a time.
@@ -224,34 +114,104 @@ def run_processes(config: Config, run_dir: Path, on_event: Callable[[dict[str, o
     """
     sweep_abandoned(SHM_ROOT)
     with ExitStack() as stack:
-        sockets = stack.enter_context(tempfile.TemporaryDirectory(prefix="mtdrive-"))
+        sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mtdrive-")))
         stack.enter_context(interruptible())
-        stack.enter_context(saves_on_request(run_dir))
-        endpoints = make_endpoints(config, Path(sockets))
-        stack.callback(sweep, SHM_ROOT, endpoints.run_id)
-        job = stack.enter_context(Job(run_dir / "logs"))
-        write_endpoints(endpoints, run_dir / "endpoints.json")
-        command = [sys.executable, "-m", "nemo_mtdrive.cli"]
-        run = ["--run-dir", str(run_dir)]
-        job.start("environment-server", [*command, "serve-env", *run], _threads(1))
-        for index in range(config.rollout.workers):
-            job.start(f"rollout-worker-{index}", [*command, "rollout-worker", *run, "--index", str(index)],
-                      _threads(config.rollout.threads))
-        started = str(time.time())
+        endpoints = make_endpoints(config, sockets)
+        journal = run_dir / RESTARTS_FILE
+        if not config.resume:
+            journal.unlink(missing_ok=True)
+        restarts = Restarts(lambda: _newest_checkpoint(run_dir / "checkpoints"), journal,
+                            lambda text: on_event({"event": "note", "text": text}))
+        run_ids: list[str] = []
+        stack.callback(lambda: [sweep(SHM_ROOT, run_id) for run_id in run_ids])  # when the job's processes are gone
+        job = stack.enter_context(Job(run_dir / "logs", restarts))
+        attempts = _Attempts(config, run_dir, job, on_event, run_ids)
+        attempts.start_servers(endpoints, stack)
+        while True:
+            try:
+                attempts.run(endpoints)
+                return
+            except MainFailed as failure:
+                restarts.count("the training ranks", str(failure), config.max_restarts, "max_restarts")
+            on_event({"event": "restart"})
+            endpoints = new_meeting_place(endpoints, config, Path(tempfile.mkdtemp(dir=sockets)))
+
+
+class _Attempts:
+    """What is started once, and what is started for each attempt of the training ranks."""
+
+    def __init__(self, config: Config, run_dir: Path, job: Job, on_event: OnEvent, run_ids: list[str]) -> None:
+        """`run_ids` gets those whose shared memory is to be swept in the end."""
+        self._config = config
+        self._run_dir = run_dir
+        self._job = job
+        self._on_event = on_event
+        self._run_ids = run_ids
+        self._command = [sys.executable, "-m", "nemo_mtdrive.cli"]
+        self._run = ["--run-dir", str(run_dir)]
+        self._resume = config.resume
+        self._started = time.time()
+
+    def start_servers(self, endpoints: Endpoints, stack: ExitStack) -> None:
+        """The environment servers; their ports stay reserved until the stack closes, also while one starts again."""
+        environment = self._config.environment
+        write_endpoints(endpoints, self._run_dir / "endpoints.json")
+        for index, url in enumerate(endpoints.environment_urls):
+            stack.enter_context(reserve_port(environment.host, int(url.rpartition(":")[2])))
+            self._job.start(f"environment-server-{index}", [*self._command, "serve-env", *self._run, "--index", str(index)],
+                            _threads(1), max_restarts=environment.max_restarts, limit_key="environment.max_restarts")
+
+    def run(self, endpoints: Endpoints) -> None:
+        """Workers and ranks, until the ranks have ended. When one of them fails, all of them are gone afterwards.
+
+        Raises:
+            MainFailed, JobFailed, JobInterrupted: see `supervision`.
+        """
+        config, job = self._config, self._job
+        write_endpoints(endpoints, self._run_dir / "endpoints.json")
+        self._run_ids.append(endpoints.run_id)
+        names = [f"rollout-{_worker(index)}" for index in range(config.rollout.workers)]
+        python = str(rollout_python(config.rollout)) if config.rollout.engine == "vllm" else sys.executable
+        for index, name in enumerate(names):
+            job.start(name, [python, *self._command[1:], "rollout-worker", *self._run, "--index", str(index)],
+                      _threads(config.rollout.threads), ends_itself=True, max_restarts=config.rollout.max_restarts,
+                      limit_key="rollout.max_restarts")
         reader, writer = os.pipe()
         for rank in range(config.world_size):
+            names.append(f"training-rank-{rank}")
             ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(config.world_size),
-                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(endpoints.master_port), STARTED: started}
+                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(endpoints.master_port), STARTED: str(self._started)}
             events = {"MTDRIVE_EVENTS_FD": str(writer)} if rank == 0 else {}
-            job.start(f"training-rank-{rank}", [*command, "train-rank", *run],
+            job.start(names[-1], [*self._command, "train-rank", *self._run, *(["--resume"] if self._resume else [])],
                       _threads(config.parallel.threads) | ranks | events, main=True,
                       pass_fds=(writer,) if rank == 0 else ())
         os.close(writer)
         os.set_blocking(reader, False)
+        self._resume = True  # whatever was saved until it fails is gone on from
         with open(reader, "rb", buffering=0) as pipe:
             lines = _LineReader(pipe.read)
-            job.watch(lambda: lines.dispatch(on_event))
-            lines.dispatch(on_event)
+            try:
+                job.watch(lambda: lines.dispatch(self._dispatch))
+                lines.dispatch(self._dispatch)
+            except MainFailed:
+                job.drop(names)
+                sweep(SHM_ROOT, endpoints.run_id)
+                raise
+
+    def _dispatch(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "lost":  # rank 0 has given a worker up; it may hang, and then only a kill ends it
+            self._job.kill(f"rollout-{event['worker']}", event["pid"], event["reason"])
+        else:
+            self._on_event(event)
+
+
+def _worker(index: int) -> str:
+    return f"worker-{index}"
+
+
+def _newest_checkpoint(folder: Path) -> float:
+    """When the newest whole checkpoint was written [s since the epoch]; 0 for none."""
+    return max((marker.stat().st_mtime for marker in folder.glob("[!.]*/complete.json")), default=0.0)
 
 
 def _threads(count: int) -> dict[str, str]:
@@ -269,7 +229,7 @@ class _LineReader:
         self._read = read
         self._rest = b""
 
-    def dispatch(self, on_event: Callable[[dict[str, object]], None]) -> None:
+    def dispatch(self, on_event: OnEvent) -> None:
         """Hand on every line that has come in."""
         *lines, self._rest = (self._rest + (self._read() or b"")).split(b"\n")
         for line in lines:

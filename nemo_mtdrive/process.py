@@ -34,6 +34,26 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
+def reserve_port(host: str, port: int) -> socket.socket:
+    """A socket that is bound, not listening: `port` (0: a free one) is kept for a process that shares it.
+
+    While a server is started again nobody else gets its port, neither a listener nor an outgoing connection of this
+    machine (which could even connect to itself). The server listens with SO_REUSEPORT.
+
+    Raises:
+        OSError: the port is busy, or the host is not an address of this machine.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        holder.bind((host, port))
+    except OSError:
+        holder.close()
+        raise
+    return holder
+
+
 def port_is_free(host: str, port: int) -> bool:
     """Whether `host:port` can be bound now."""
     with socket.socket() as probe:

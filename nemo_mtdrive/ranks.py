@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_mtdrive.config import Config, read_config
+from nemo_mtdrive.config_checks import seconds_of
 from nemo_mtdrive.launch import Endpoints, read_endpoints
 from nemo_mtdrive.process import SHM_ROOT, die_with_parent
 
@@ -33,20 +34,20 @@ PREFILL_TOKENS = 16384
 MEGABYTE = 1 << 20
 
 
-def serve_environment(run_dir: Path) -> int:
-    """The environment server of a run; returns the exit code."""
+def serve_environment(run_dir: Path, index: int) -> int:
+    """One environment server of a run; returns the exit code."""
     from urllib.parse import urlsplit
 
     from nemo_mtdrive.environment.server import serve
     from nemo_mtdrive.environment.worker import WorkerSpec
 
     config, endpoints = _read(run_dir)
-    address = urlsplit(endpoints.environment_urls[0])
+    address = urlsplit(endpoints.environment_urls[index])
     environment = config.environment
     spec = WorkerSpec(f"{__name__}:scoring_parts", {"run_dir": str(run_dir)}, _scenes_a_worker(config))
     return serve(spec, workers=environment.workers, queue_items=environment.queue_items,
                  max_turns=config.rollout.max_turns, host=address.hostname or "127.0.0.1", port=address.port or 0,
-                 token=endpoints.environment_token)
+                 token=endpoints.environment_token, shared_port=True)
 
 
 def scoring_parts(run_dir: str) -> tuple[SceneSource, Reviewer]:
@@ -72,7 +73,7 @@ def run_rollout_worker(run_dir: Path, index: int) -> int:
     return run_worker(
         WorkerConfig(worker_name(index), endpoints.control, heartbeat_s=HEARTBEAT_S,
                      trainer_timeout_s=config.rollout.start_timeout_s),
-        partial(_worker_parts, config, endpoints))
+        partial(_worker_parts, config, endpoints, index))
 
 
 def worker_name(index: int) -> str:
@@ -80,7 +81,7 @@ def worker_name(index: int) -> str:
     return f"worker-{index}"
 
 
-def _worker_parts(config: Config, endpoints: Endpoints) -> WorkerParts:
+def _worker_parts(config: Config, endpoints: Endpoints, index: int) -> WorkerParts:
     import torch
 
     from nemo_mtdrive.environment.client import EnvironmentClient
@@ -106,8 +107,10 @@ def _worker_parts(config: Config, endpoints: Endpoints) -> WorkerParts:
                          image_budget_bytes=transfer.image_store_mb * MEGABYTE)
     stream = EpisodeStream(sender, threads=transfer.threads, in_flight=transfer.in_flight,
                            flush_timeout_s=rollout.rollout_timeout_s)
-    environment = EnvironmentClient(endpoints.environment_urls, endpoints.environment_token,
-                                    config.environment.timeout_s, config.environment.retries)
+    first = index % len(endpoints.environment_urls)  # workers begin with different servers, and go to others in need
+    environment = EnvironmentClient(endpoints.environment_urls[first:] + endpoints.environment_urls[:first],
+                                    endpoints.environment_token, config.environment.timeout_s,
+                                    config.environment.retries, waits=True)
     environment.wait_ready(rollout.start_timeout_s)
 
     def flush() -> Mapping[str, float]:
@@ -127,12 +130,16 @@ def _worker_parts(config: Config, endpoints: Endpoints) -> WorkerParts:
     return WorkerParts(engine, environment, tokenizer, settings, stream.on_episode_end, flush, read_weights, close)
 
 
-def run_training_rank(run_dir: Path) -> int:
-    """One training rank of a run (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the environment); the exit code."""
+def run_training_rank(run_dir: Path, resume: bool) -> int:
+    """One training rank of a run (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the environment); the exit code.
+
+    With `resume` it goes on from the last checkpoint, whatever the run's config says.
+    """
     die_with_parent()
     from nemo_mtdrive.models import parallel
 
     config, endpoints = _read(run_dir)
+    config.resume |= resume
     parallel.initialise(config.parallel.tensor, config.parallel.pipeline, config.seed, config.rollout.start_timeout_s)
     try:
         _train(config, endpoints, run_dir)
@@ -145,6 +152,7 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     import torch
 
     from nemo_mtdrive.algorithms.job import TrainingJob
+    from nemo_mtdrive.algorithms.limits import RunLimit
     from nemo_mtdrive.algorithms.mtgrpo import MTGRPOTrainer
     from nemo_mtdrive.algorithms.policy import DataShare
     from nemo_mtdrive.algorithms.rollouts import Deadlines, RolloutClient
@@ -223,7 +231,7 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
                                   barrier=parallel.barrier)
     job = TrainingJob(config, run_dir, model, rollouts, sft, rl, splits, scene_arguments(config, run_dir), checkpoints,
                       partial(_save_model, model, carried=tokenizer_files(config)), partial(_load_model, model), progress,
-                      ranks.rank)
+                      ranks.rank, RunLimit(run_dir, seconds_of(config.max_time_per_run), parallel.follow_rank_0))
     with progress.phase("start rollout workers", total=rollout.workers, unit="workers"):
         rollouts.wait_ready()
     job.run()

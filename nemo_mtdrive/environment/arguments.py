@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--run-dir", type=Path, metavar="RUN", help="a run that `rl` prepared: its scenes, agent and token")
     what.add_argument("--scenes", type=_address, metavar="ADDRESS",
                       help="scenes to serve without a run: a folder of scene files, or an address as procedural://?count=500")
+    parser.add_argument("--index", type=int, default=0, help="which of a run's servers (default: %(default)s)")
     alone = parser.add_argument_group("with --scenes (a run has these in its config)")
     alone.add_argument("--host", default=defaults.host,
                        help="where to listen; the token is sent in clear: trusted networks only (default: %(default)s)")

@@ -47,10 +47,13 @@ class EnvironmentClient:
         token: the server's secret.
         timeout_s: deadline of a call, all attempts together [s].
         retries: failures that are tried again; waiting for a full queue is none.
+        waits: a server that is not there, or not ready, is waited for until the deadline and counts as no failure:
+            somebody starts it again.
     """
 
-    def __init__(self, urls: str | Sequence[str], token: str, timeout_s: float, retries: int) -> None:
-        self._connection = Connection([urls] if isinstance(urls, str) else urls, token, retries)
+    def __init__(self, urls: str | Sequence[str], token: str, timeout_s: float, retries: int,
+                 waits: bool = False) -> None:
+        self._connection = Connection([urls] if isinstance(urls, str) else urls, token, retries, waits)
         self._timeout_s = timeout_s
         self._answers: dict[str, tuple[str, list[str]]] = {}  # running episodes: scene id and answers so far
 

@@ -41,6 +41,10 @@ class _TryAgain(Exception):
     """This attempt failed in a way that another may not."""
 
 
+class _Absent(_TryAgain):
+    """No server is there, or not yet: it has not seen the request."""
+
+
 class _Busy(Exception):
     """The server's queue is full."""
 
@@ -56,13 +60,16 @@ class Connection:
         urls: `http://host:port` of each server; the first is used until it fails.
         token: the servers' secret.
         retries: failures that are tried again, a request.
+        waits: a server that is not there, or not ready, is waited for until the deadline and counts as no failure:
+            somebody starts it again.
     """
 
-    def __init__(self, urls: Sequence[str], token: str, retries: int) -> None:
+    def __init__(self, urls: Sequence[str], token: str, retries: int, waits: bool = False) -> None:
         if not urls:
             raise ValueError("urls is empty: give at least one http://host:port")
         self.urls = [url.rstrip("/") for url in urls]
         self._retries = retries
+        self._waits = waits
         self._server = 0
         self._not_before = [0.0] * len(self.urls)
         self._lock = threading.Lock()
@@ -104,7 +111,8 @@ class Connection:
                         rest = self._not_before[server] - time.monotonic()
                     last = False
                 except _TryAgain as error:
-                    said, failures = str(error), failures + 1
+                    said = str(error)
+                    failures += not (self._waits and isinstance(error, _Absent))
                     last = failures > self._retries
                     rest, pause = pause * random.uniform(0.5, 1.5), min(2 * pause, LONGEST_PAUSE_S)
                     server = self._leave(server) if first is None else (server + 1) % len(self.urls)
@@ -150,6 +158,8 @@ class Connection:
         try:
             reply = self._http.post(f"{url}{path}", content=body, timeout=left,
                                     headers={"X-Deadline-S": f"{left:.3f}", **headers})
+        except httpx.ConnectError as error:
+            raise _Absent(f"{type(error).__name__}: {error}") from error
         except httpx.TransportError as error:
             raise _TryAgain(f"{type(error).__name__}: {error}") from error
         if reply.status_code == 200:
@@ -157,7 +167,9 @@ class Connection:
         line = reply.text.strip()
         if reply.status_code == 503 and "Retry-After" in reply.headers:
             raise _Busy(_seconds(reply.headers["Retry-After"]), f"503 {line}")
-        if reply.status_code in (408, 502, 503, 504):
+        if reply.status_code == 503:
+            raise _Absent(f"503 {line}")
+        if reply.status_code in (408, 502, 504):
             raise _TryAgain(f"{reply.status_code} {line}")
         raise _refusal(url, reply.status_code, line)
 

@@ -68,8 +68,8 @@ class _Server(uvicorn.Server):
         return ends
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; `port` 0 takes a free one.
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket; `port` 0 takes a free one. A `shared` port may be reserved by `process.reserve_port`.
 
     Raises:
         OSError: the port is busy, or the host is not an address of this machine.
@@ -78,6 +78,8 @@ def listen(host: str, port: int) -> socket.socket:
     # asyncio sets TCP_NODELAY only where the protocol is named; without it each reply waits 40 ms to be acknowledged
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
         listener.listen(512)
@@ -88,7 +90,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(spec: WorkerSpec, *, workers: int, queue_items: int, max_turns: int, host: str, port: int, token: str,
-          with_parent: bool = True) -> int:
+          with_parent: bool = True, shared_port: bool = False) -> int:
     """Serve until SIGTERM or SIGINT; call it from the main thread of a process of its own. Prints nothing on stdout.
 
     Args:
@@ -99,6 +101,7 @@ def serve(spec: WorkerSpec, *, workers: int, queue_items: int, max_turns: int, h
         host, port: where to listen; keep to loopback unless the network is trusted, the token is not encrypted.
         token: the secret that clients must send.
         with_parent: end when the process that started this one ends, however that ends.
+        shared_port: whoever started this one keeps the port reserved (`process.reserve_port`).
 
     Returns:
         The exit code: 0 after a signal, 1 when the workers do not start, 2 when the request was wrong.
@@ -111,7 +114,7 @@ def serve(spec: WorkerSpec, *, workers: int, queue_items: int, max_turns: int, h
     try:
         service = EnvironmentService(token, queue_items)
         pool = ScoringPool(spec, workers, say)
-        listener = listen(host, port)
+        listener = listen(host, port, shared=shared_port)
     except (OSError, OverflowError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         say(f"cannot listen on {host}:{port}: {reason}; set another host or port")

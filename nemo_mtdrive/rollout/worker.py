@@ -72,8 +72,8 @@ def run_worker(config: WorkerConfig, open_parts: Callable[[], WorkerParts]) -> i
     """The whole life of a worker process; returns its exit code.
 
     Connects first, so that the trainer hears of it (and of a failure) while `open_parts` builds the engine. Ends with 0
-    on "stop", SIGTERM or SIGINT, and with 1 when something failed, after telling the trainer and stderr why. Call it in
-    the main thread.
+    on "stop", with 128 + n on SIGTERM or SIGINT (nobody told the trainer, so it is missed), and with 1 when something
+    failed, after telling the trainer and stderr why. Call it in the main thread.
     """
     die_with_parent()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -83,6 +83,7 @@ def run_worker(config: WorkerConfig, open_parts: Callable[[], WorkerParts]) -> i
         _serve(link, open_parts)
     except Terminated as end:
         _say(config.name, f"ended by {end}")
+        return 128 + signal.Signals[str(end)]
     except TrainerGone as error:
         _say(config.name, str(error))
         return 1

@@ -1,7 +1,7 @@
 """Progress across processes: training rank 0 says what it does on a pipe, the launcher shows it on the terminal.
 
 One JSON line an event: {"event": "begin", "name", "total", "unit"}, {"event": "advance", "count", "metrics"},
-{"event": "end"}, {"event": "note", "text"}. Phases nest; `advance` means the innermost.
+{"event": "end"}, {"event": "note", "text"}. Phases nest; `advance` means the innermost. {"event": "restart"} ends all.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ class EventDisplay:
             self._open[-1][1].advance(event["count"], **event["metrics"])
         elif kind == "end" and self._open:
             self._open.pop()[0].close()
+        elif kind == "restart":
+            self._close_all()
         elif kind == "note":
             self._progress.note(event["text"])
 
@@ -88,6 +90,10 @@ class EventDisplay:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
+        self._close_all(kind, error, trace)
+
+    def _close_all(self, kind: type[BaseException] | None = None, error: BaseException | None = None,
+                   trace: TracebackType | None = None) -> None:
         while self._open:
             stack, _ = self._open.pop()
             stack.__exit__(kind, error, trace)

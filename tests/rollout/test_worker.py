@@ -282,7 +282,7 @@ def test_a_signal_ends_a_worker_cleanly(workers, number):
     pool.start(tasks(6))
     time.sleep(0.3)
     process.send_signal(number)
-    assert process.wait(10) == 0
+    assert process.wait(30) == 128 + number
     assert workers.log("w0").with_suffix(".closed").exists()
     assert f"ended by {signal.Signals(number).name}" in workers.said("w0")
     pool.stop(0.1)
