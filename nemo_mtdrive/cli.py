@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nemo_mtdrive import __version__
 from nemo_mtdrive.cli_data import add_data
+from nemo_mtdrive.cli_pages import add_pages
 from nemo_mtdrive.cli_scenes import add_scenes
 from nemo_mtdrive.cli_scoring import add_scoring
 from nemo_mtdrive.commands import command as _command
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nemo-mtdrive", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_scoring, add_scenes, add_data, _add_rl, _add_report, _add_plan, _add_processes):
+    for add in (add_scoring, add_scenes, add_data, _add_rl, add_pages, _add_plan, _add_processes):
         add(commands)
     return parser
 
@@ -91,18 +92,6 @@ def _rl(options: argparse.Namespace) -> None:
     from nemo_mtdrive.jobs import run_rl  # after the check of the config: it imports for seconds
 
     run_rl(config)
-
-
-def _add_report(commands: argparse._SubParsersAction) -> None:
-    parser = _command(commands, "report", "write RUN/report.html anew from what the run recorded", _report,
-                      "nemo-mtdrive report runs/demo")
-    parser.add_argument("run_dir", type=Path, metavar="RUN")
-
-
-def _report(options: argparse.Namespace) -> None:
-    from nemo_mtdrive.evaluation.report import write_report
-
-    print(write_report(options.run_dir))
 
 
 def _add_plan(commands: argparse._SubParsersAction) -> None:

@@ -16,8 +16,9 @@ from nemo_mtdrive.config import Config, ConfigError, read_config, save_config
 from nemo_mtdrive.data.prepare import prepare, read_splits, scene_arguments
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.evaluation.baselines import DRIVERS, summarise_drivers
+from nemo_mtdrive.evaluation.episode_figures import write_readme_picture
 from nemo_mtdrive.evaluation.evaluate import BOOTSTRAP
-from nemo_mtdrive.evaluation.report import write_readme_picture, write_report
+from nemo_mtdrive.evaluation.report import write_report
 from nemo_mtdrive.evaluation.tables import terminal_table
 from nemo_mtdrive.launch import refuse_busy_port, run_processes
 from nemo_mtdrive.pdm.reviewers import open_reviewer

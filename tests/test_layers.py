@@ -35,7 +35,7 @@ MAY_IMPORT = {
                           "rollout"},
 }
 """Package (or base module) -> what it may import besides itself. What is not here ties everything together."""
-TIES = {"cli", "cli_data", "cli_scenes", "cli_scoring", "jobs", "ranks", "launch"}
+TIES = {"cli", "cli_data", "cli_scenes", "cli_scoring", "cli_pages", "jobs", "ranks", "launch"}
 
 HEAVY = {"torch", "megatron", "nemo", "nemo_aligner", "lightning", "transformers"}
 WITHOUT_HEAVY = {"driving", "pdm", "dialogue", "environment"}

@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nemo_mtdrive.driving.generator import COMMAND_SHARES, MIXTURE
-from nemo_mtdrive.driving.scene import SceneError, load_scene
+from nemo_mtdrive.driving.scene import Scene, SceneError, load_scene
 from nemo_mtdrive.driving.sources import Address, open_scenes
 from nemo_mtdrive.driving.sources.files import problem_of, scene_files
 from nemo_mtdrive.driving.sources.pictures import read_picture, write_picture
@@ -111,21 +114,26 @@ def show_scene(place: str, scene_id: str | None, out_png: Path) -> None:
     Raises:
         SceneError: the file is not a scene, or the source has no scene of this id.
     """
-    if scene_id is None:
-        file = Path(place)
-        if file.is_dir() or "://" in place:
-            raise SceneError(f"{place}: holds many scenes; set --id to one of them")
-        scene, stored = load_scene(file), None
-        if scene.camera is not None and (file.parent / scene.camera.file).is_file():
-            stored = read_picture(file.parent / scene.camera.file)
-    else:
-        source = open_scenes(place if "://" in place else Address("files", place))
-        try:
-            scene = source.load(scene_id)
-        except KeyError as error:
-            raise SceneError(f"{place}: no scene {scene_id!r}; its first is {source.ids()[0]!r}") from error
-        stored = None if scene.camera is None else source.image(scene_id)
+    scene, stored = load_one(place, scene_id)
     # fonts and matplotlib are wanted here alone
     from nemo_mtdrive.driving.sheet import scene_sheet
 
     write_picture(out_png, scene_sheet(scene, stored))
+
+
+def load_one(place: str, scene_id: str | None) -> tuple[Scene, NDArray[np.uint8] | None]:
+    """A scene with its front picture [H, W, 3], None where it has none; see `show_scene` for arguments and errors."""
+    if scene_id is None:
+        file = Path(place)
+        if file.is_dir() or "://" in place:
+            raise SceneError(f"{place}: holds many scenes; set --id to one of them")
+        scene = load_scene(file)
+        if scene.camera is not None and (file.parent / scene.camera.file).is_file():
+            return scene, read_picture(file.parent / scene.camera.file)
+        return scene, None
+    source = open_scenes(place if "://" in place else Address("files", place))
+    try:
+        scene = source.load(scene_id)
+    except KeyError as error:
+        raise SceneError(f"{place}: no scene {scene_id!r}; its first is {source.ids()[0]!r}") from error
+    return scene, None if scene.camera is None else source.image(scene_id)

@@ -15,6 +15,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from nemo_mtdrive.evaluation.drawing import path_data
 from nemo_mtdrive.telemetry.metrics import RESERVED
 
 WIDTH, HEIGHT = 460, 220
@@ -43,6 +44,8 @@ class Chart:
     stacked: bool
     headline: bool
     """Whether it belongs to the first charts of the page, or to "all other metrics"."""
+    unit: str = "step"
+    """What is counted along the x axis."""
 
 
 RULES: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -140,16 +143,17 @@ def draw(chart: Chart) -> Markup:
         if chart.stacked:
             above = tuple(place(step, value or 0.0) for step, value in one.points)
             floor = below or (place(one.points[0][0], 0.0), place(one.points[-1][0], 0.0))
-            parts.append(f'<path class="area {colour}" d="{_line([*above, *reversed(floor)])}z"/>')
+            parts.append(f'<path class="area {colour}" d="{path_data([*above, *reversed(floor)], 1)}z"/>')
             below = above
         known = [place(step, value) for step, value in one.points if value is not None]
-        parts.append(f'<path class="line {colour}" d="{_line(known)}"/>')
+        parts.append(f'<path class="line {colour}" d="{path_data(known, 1)}"/>')
         if len(known) < 12:
             parts += [f'<circle class="knot {colour}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"/>' for x, y in known]
-    data = {"first": first, "last": last, "left": LEFT, "right": WIDTH - RIGHT,
+    data = {"unit": chart.unit, "first": first, "last": last, "left": LEFT, "right": WIDTH - RIGHT,
             "series": [{"name": _short(one.name), "points": [[s, v] for s, v in one.points]} for one in chart.series]}
-    return Markup(f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}" '
-                  f'data-chart="{escape(json.dumps(data))}">{"".join(parts)}<line class="cursor" y1="{TOP}" '
+    return Markup(f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" tabindex="0" '
+                  f'aria-label="{escape(chart.title)}" data-chart="{escape(json.dumps(data))}">'
+                  f'{"".join(parts)}<line class="cursor" y1="{TOP}" '
                   f'y2="{HEIGHT - BOTTOM}"/></svg>')
 
 
@@ -178,7 +182,3 @@ def _stack(series: Sequence[Series]) -> tuple[Series, ...]:
             total[step] += value or 0.0
         stacked.append(Series(one.name, tuple((step, total[step]) for step in steps)))
     return tuple(stacked)
-
-
-def _line(points: Iterable[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)

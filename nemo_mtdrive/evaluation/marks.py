@@ -1,4 +1,4 @@
-"""What a picture of a turn shows, as geometry: shared by the figures (matplotlib) and the page (SVG).
+"""The geometry of an episode's pictures: marks, windows and projections, from which `shapes` are made.
 
 The marks are those of the paper's Fig. 4: a red cross on each trajectory point that violates DAC, a blue dot on each
 obstacle of the TTC metric, a yellow dot on each obstacle of the NC metric. Ego frame of t = 0, metres.
@@ -6,7 +6,7 @@ obstacle of the TTC metric, a yellow dot on each obstacle of the NC metric. Ego 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,9 +72,13 @@ def corners(x: float, y: float, heading: float, front: float, rear: float, width
     return shape
 
 
-def window_of(excerpt: SceneExcerpt | None, turns: Iterable[Mapping[str, Any]]) -> Window:
-    """One window for all turns of an episode, so that its panels can be compared; always of `PANEL_ASPECT`."""
+def window_of(excerpt: SceneExcerpt | None, turns: Sequence[Mapping[str, Any]]) -> Window:
+    """One window for all turns of an episode, so that its panels can be compared; always of `PANEL_ASPECT`.
+
+    It holds the trajectories, the human's way and the marks, and a stretch ahead of them.
+    """
     paths = [np.asarray(turn["trajectory"])[:, :2] for turn in turns if turn["trajectory"] is not None]
+    paths += [np.array([[mark.x, mark.y]]) for turn in turns for mark in marks_of(turn)]
     if excerpt is not None and excerpt.future is not None:
         paths.append(np.asarray(excerpt.future)[:, :2])
     points = np.vstack([np.zeros((1, 2)), *paths])

@@ -116,6 +116,12 @@ def read_episodes(dump: RolloutFile) -> list[RecordedEpisode]:
     return episodes
 
 
+def count_episodes(run_dir: str | os.PathLike[str]) -> int:
+    """How many episodes are recorded in a run; 0 where there is none."""
+    return sum(row.startswith("{") for dump in rollout_files(run_dir)
+               for row in dump.path.read_text(encoding="utf-8").split("\n"))
+
+
 def latest_dumps(dumps: list[RolloutFile]) -> list[RolloutFile]:
     """The last dump of each purpose, the final results first, training last."""
     latest = {dump.purpose: dump for dump in sorted(dumps, key=lambda dump: dump.step)}

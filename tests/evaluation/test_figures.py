@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nemo_mtdrive.driving.camera import front_camera
-from nemo_mtdrive.evaluation.figures import COLOURS, save_turns_figure, turns_figure
+from nemo_mtdrive.evaluation.figures import COLOURS, Row, episodes_figure, save_figure
 from nemo_mtdrive.evaluation.marks import (
     PANEL_ASPECT,
     Mark,
@@ -91,7 +91,7 @@ def coloured(picture: np.ndarray, name: str) -> int:
 
 def test_figures_show_the_marks_in_their_colours(tmp_path: Path, excerpt: SceneExcerpt) -> None:
     def count(*violations: dict[str, Any]) -> dict[str, int]:
-        file = save_turns_figure(tmp_path / "figure.png", excerpt, None, [turn(*violations)], "title")
+        file = save_figure(tmp_path / "figure.png", [Row(excerpt, None, [turn(*violations)], "title")])
         picture = cv2.imread(str(file))[..., ::-1]
         return {name: coloured(picture, name) for name in ("DAC", "TTC", "NC", "plan", "vehicle")}
 
@@ -104,7 +104,7 @@ def test_figures_show_the_marks_in_their_colours(tmp_path: Path, excerpt: SceneE
 
 
 def test_the_mark_is_at_its_place(excerpt: SceneExcerpt) -> None:
-    figure = turns_figure(excerpt, None, [turn({"metric": "NC", "point": 3, "object": OBSTACLE})], "title")
+    figure = episodes_figure([Row(excerpt, None, [turn({"metric": "NC", "point": 3, "object": OBSTACLE})], "title")])
     figure.canvas.draw()
     picture = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
     panel = figure.axes[-1]
@@ -113,12 +113,29 @@ def test_the_mark_is_at_its_place(excerpt: SceneExcerpt) -> None:
     assert pixel.tolist() == [int(COLOURS["NC"][i:i + 2], 16) for i in (1, 3, 5)]
 
 
-def test_a_camera_and_a_panel_for_each_turn(tmp_path: Path, excerpt: SceneExcerpt) -> None:
+def test_a_row_an_episode_with_a_camera_and_a_panel_for_each_turn(excerpt: SceneExcerpt) -> None:
     image = np.full((112, 224, 3), 90, np.uint8)
-    figure = turns_figure(excerpt, image, [turn(), turn(), turn(points=False)], "title")
-    assert len(figure.axes) == 2 + 3
-    assert [axes.get_title() for axes in figure.axes[2:]] == ["turn 1   PDMS 100", "turn 1   PDMS 100",
-                                                            "turn 1   no trajectory"]
-    assert save_turns_figure(tmp_path / "a" / "f.svg", excerpt, image, [turn()], "t").read_text().startswith("<?xml")
-    with pytest.raises(ValueError, match="at least one turn"):
-        turns_figure(excerpt, image, [], "title")
+    failing = {"metric": "TTC", "point": 3, "object": OBSTACLE}
+    figure = episodes_figure([Row(excerpt, image, [turn(), turn(failing), turn(points=False)], "first"),
+                              Row(None, None, [turn()], "second")])
+    assert [axes.get_title() for axes in figure.axes] == [
+        "", "", "turn 1   PDMS 100", "turn 1   PDMS 100  (TTC)", "turn 1   no trajectory", "", "turn 1   PDMS 100"]
+    assert {text.get_text() for text in figure.texts} == {"first", "second"}
+    for rows in ([], [Row(excerpt, image, [], "empty")]):
+        with pytest.raises(ValueError, match="at least one"):
+            episodes_figure(rows)
+
+
+@pytest.mark.parametrize(("name", "start"), [("f.png", b"\x89PNG"), ("f.SVG", b"<?xml"), ("f.pdf", b"%PDF-")])
+def test_the_suffix_chooses_the_form_and_the_same_rows_give_the_same_bytes(tmp_path: Path, excerpt: SceneExcerpt,
+                                                                          name: str, start: bytes) -> None:
+    rows = [Row(excerpt, None, [turn({"metric": "DAC", "point": 7, "object": None})], "title")]
+    first, second = (save_figure(tmp_path / folder / name, rows).read_bytes() for folder in "ab")
+    assert first == second and first.startswith(start)
+    assert sorted(file.name for file in tmp_path.rglob("*.*")) == [name, name]
+
+
+def test_another_suffix_is_refused_and_leaves_nothing(tmp_path: Path, excerpt: SceneExcerpt) -> None:
+    with pytest.raises(ValueError, match=r"a\.jpg: a figure's name ends in \.png, \.svg or \.pdf"):
+        save_figure(tmp_path / "a.jpg", [Row(excerpt, None, [turn()], "title")])
+    assert list(tmp_path.iterdir()) == []

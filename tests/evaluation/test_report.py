@@ -2,58 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
-import numpy as np
 import pytest
 from hand_episodes import HOSTILE
+from pages import Page
 
-from nemo_mtdrive.evaluation import charts, drawing
-from nemo_mtdrive.evaluation.report import write_readme_picture, write_report
+from nemo_mtdrive.evaluation import charts, overview
+from nemo_mtdrive.evaluation.episode_figures import write_readme_picture
+from nemo_mtdrive.evaluation.report import write_report
 from nemo_mtdrive.evaluation.run_files import RunError
-from nemo_mtdrive.telemetry.excerpt import CameraView
+from nemo_mtdrive.telemetry.spans import Span
+from nemo_mtdrive.telemetry.timeline import Window, write_trace
 
-VOID = {"meta", "img", "input", "br"}
 URLS = {"src", "href", "data", "action", "poster", "srcset", "xlink:href"}
-
-
-class Page(HTMLParser):
-    """Elements with attributes, text by element, and a check that tags are closed in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[tuple[str, str]] = []
-        self._open: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open and self._open.pop() == tag, f"</{tag}>"
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append((self._open[-1] if self._open else "", data))
-
-    def count(self, tag: str, name: str = "") -> int:
-        """Elements of this tag whose class list has `name`."""
-        return sum(t == tag and (not name or name in (a.get("class") or "").split()) for t, a in self.elements)
-
-    def text(self) -> str:
-        return "\n".join(text for tag, text in self.texts if tag not in ("script", "style"))
 
 
 def test_the_page_shows_the_run(run_dir: Path) -> None:
@@ -61,16 +29,14 @@ def test_the_page_shows_the_run(run_dir: Path) -> None:
     assert path == run_dir / "report.html"
     page = Page(path.read_text())
     text = page.text()
-    # after_rl has the two-turn episode and the hostile one, after_sft the hostile one
-    assert page.count("article", "card") == 3 and page.count("button", "turn") == 4 and page.count("svg", "bird") == 4
-    assert page.count("img") == 3 and page.count("svg", "overlay") == 3
-    assert page.count("path", "dac") == 1 + 2  # the key, and two points of the veering turn
-    for shown in ("mine", "cross_turn", "veering", "Where to?", "After RL", "After SFT", "no trajectory", "PDMS",
-                  "45.0", "feedback", "group_size: 8"):
+    for shown in ("mine", "After RL", "After SFT", "PDMS", "45.0", "group_size: 8", "Where a step's time goes"):
         assert shown in text, shown
     titles = [text for tag, text in page.texts if tag == "b"]
-    assert {"Loss", "Reward", "Time per step (s)"} <= set(titles)
-    assert sum(t == "g" and (a.get("id") or "").startswith("map-") for t, a in page.elements) == 1
+    assert {"Loss", "Reward", "Time per step (s)", "SFT", "RL"} <= set(titles)
+    # after_rl has the two-turn episode and the hostile one, after_sft the hostile one
+    index = page.packs["index"]
+    assert index["stages"] == ["after_rl", "after_sft"] and len(index["episodes"]) == 3
+    assert len(page.packs["scenes-0"]) == 1 and len(page.packs["episodes-0"]) == 3
 
 
 def test_nothing_is_requested_from_elsewhere(run_dir: Path) -> None:
@@ -81,16 +47,22 @@ def test_nothing_is_requested_from_elsewhere(run_dir: Path) -> None:
         for name in URLS & attributes.keys():
             assert (attributes[name] or "").startswith(("data:image/", "#")), (tag, name)
         assert not any(name.startswith("on") for name in attributes)
+        assert "style" not in attributes
     assert "url(" not in html and "@import" not in html
     policy = next(a["content"] for t, a in page.elements if t == "meta" and a.get("http-equiv"))
-    assert policy and policy.startswith("default-src 'none'; img-src data:;") and "script-src 'sha256-" in policy
+    assert policy and policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
+    for part in ("script", "style"):
+        text = next(text for tag, text in page.texts if tag == part and "{" in text)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{part}-src 'sha256-{digest}'" in policy
 
 
-def test_the_model_s_text_is_text(run_dir: Path) -> None:
+def test_the_model_s_text_is_never_markup(run_dir: Path) -> None:
     html = write_report(run_dir).read_text()
     page = Page(html)
-    assert [tag for tag, text in page.texts if HOSTILE in text] == ["p", "p"]
-    assert page.count("script") == 1 and html.count("onerror=alert") == html.count("&lt;img src=x onerror=alert")
+    said = [turn["answer"] for detail in page.packs["episodes-0"] for turn in detail["turns"]]
+    assert said.count([HOSTILE]) == 2 and "onerror" not in html  # it stays in the packs
+    assert page.count("img") == 0 and page.count("script") == 1 + len(page.packs)
     assert "odd <metric>" not in html  # never finite, so it has no chart
 
 
@@ -100,7 +72,7 @@ def test_a_run_in_its_first_minutes_has_a_page_too(run_dir: Path) -> None:
     for file in (run_dir / "rollouts").glob("*.jsonl"):
         file.unlink()
     page = Page(write_report(run_dir).read_text())
-    assert page.count("figure", "curve") == 4 and page.count("article") == 0 and page.count("table") == 0
+    assert page.count("figure", "curve") == 4 and page.packs == {} and page.count("table") == 2
 
 
 def test_what_is_gone_is_left_out(run_dir: Path) -> None:
@@ -108,7 +80,9 @@ def test_what_is_gone_is_left_out(run_dir: Path) -> None:
         for file in (run_dir / "rollouts" / folder).iterdir():
             file.unlink()
     page = Page(write_report(run_dir).read_text())
-    assert page.count("article", "card") == 3 and page.count("img") == 0 and page.count("svg", "bird") == 4
+    assert [row["kind"] for row in page.packs["index"]["episodes"]] == [0, 0, 0]
+    assert page.packs["index"]["kinds"] == ["unknown"]
+    assert all(scene["picture"] is None and len(scene["shapes"]) == 1 for scene in page.packs["scenes-0"])
     assert write_readme_picture(run_dir, run_dir / "demo.png") is None
 
 
@@ -136,14 +110,6 @@ def test_a_reference_out_of_the_run_is_refused(run_dir: Path, tmp_path: Path) ->
         write_report(run_dir)
 
 
-def test_large_pictures_are_jpeg_in_the_page(run_dir: Path) -> None:
-    (image,) = (run_dir / "rollouts" / "images").iterdir()
-    cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 255, (320, 640, 3), dtype=np.uint8))
-    html = write_report(run_dir).read_text()
-    assert "data:image/jpeg;base64," in html and "data:image/png" not in html
-    assert 'class="overlay" viewBox="0 0 640 320"' in html
-
-
 def test_validation_between_steps_is_a_curve(run_dir: Path) -> None:
     summary = json.loads((run_dir / "summary.json").read_text())
     (run_dir / "summary.json").write_text(json.dumps(summary | {"rl_step_2": summary["after_rl"]}))
@@ -151,7 +117,7 @@ def test_validation_between_steps_is_a_curve(run_dir: Path) -> None:
     data = next(json.loads(a["data-chart"] or "") for t, a in Page(html).elements
                 if a.get("aria-label") == "PDMS on held-out scenes")
     # after_sft is step 0; the metrics of the run end with step 2, so after_rl is step 3
-    assert data["series"][0] == {"name": "last turn", "points": [[0, 0.0], [2, 45.0], [3, 45.0]]}
+    assert data["unit"] == "step" and data["series"][0] == {"name": "last turn", "points": [[0, 0.0], [2, 45.0], [3, 45.0]]}
 
 
 def test_the_readme_picture_is_the_episode_that_improved(run_dir: Path) -> None:
@@ -184,10 +150,24 @@ def test_ticks_are_round(low: float, high: float, count: int, expected: list[flo
     assert charts.ticks(low, high, count) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_trajectory_out_of_sight_draws_no_band() -> None:
-    from nemo_mtdrive.driving.camera import front_camera
+def test_phases_are_shares_of_the_mean_step() -> None:
+    lines = [{"phase": "rl", "step": step, "timers/rollout": 6.0 + step, "timers/rollout/generate": 3.0,
+              "timers/update": 2.0, "timers/other": 0.5, "timers/step": 8.5 + step, "timers/share/update": 0.2}
+             for step in (0, 1)]
+    (job,) = overview.phases([*lines, {"phase": "sft", "step": 0, "loss": 1.0}])
+    assert (job["job"], job["steps"], job["seconds"]) == ("rl", 2, 9.0)
+    assert [(row["name"], row["depth"], row["seconds"]) for row in job["rows"]] == [
+        ("rollout", 0, 6.5), ("generate", 1, 3.0), ("update", 0, 2.0), ("other", 0, 0.5)]
+    assert sum(row["share"] for row in job["rows"] if not row["depth"]) == pytest.approx(1.0)
 
-    pinhole = front_camera(224, 112, "")
-    camera = CameraView(224, 112, pinhole.intrinsics.tolist(), pinhole.extrinsics.tolist())
-    svg = str(drawing.camera_overlay(camera, [{"trajectory": [[-5.0, 0.0, 0.0]] * 8}, {"trajectory": None}], 224, 112))
-    assert svg.count("<g ") == 2 and "band" not in svg
+
+def test_the_last_step_s_timeline_is_in_the_page(run_dir: Path) -> None:
+    spans = [Span("generate", 0, 3_000_000_000, "worker-0", 0), Span("update", 3_000_000_000, 4_000_000_000, "rank-0", 0)]
+    write_trace(run_dir / "trace.json", spans, [Window(7, 0, 5_000_000_000)])
+    page = Page(write_report(run_dir).read_text())
+    assert page.count("svg", "timeline") == 1 and "Step 7" in page.text()
+    cells = [text for tag, text in page.texts if tag in ("td", "th")]
+    assert cells[cells.index("generate"):][:3] == ["generate", "3.000", "60.0"]
+    (run_dir / "trace.json").write_text("{}")
+    with pytest.raises(RunError, match=r"trace\.json: not a trace"):
+        write_report(run_dir)
