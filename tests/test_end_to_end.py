@@ -188,9 +188,9 @@ def test_resumed_on_another_process_grid_goes_on_alike(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("victim", ["rollout-worker", "train-rank", "serve-env"])
-def test_a_killed_process_ends_the_job_with_a_reason(finished: Path, victim: str) -> None:
+def test_a_killed_process_that_may_not_start_again_ends_the_job_with_a_reason(finished: Path, victim: str) -> None:
     run_dir = sibling(finished, f"killed-{('rollout-worker', 'train-rank', 'serve-env').index(victim)}")
-    with start(run_dir) as process:
+    with start(run_dir, "max_restarts=0", "rollout.max_restarts=0", "environment.max_restarts=0") as process:
         deadline = time.monotonic() + 200
         chosen: list[int] = []
         while not chosen:
