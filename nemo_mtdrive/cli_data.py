@@ -29,6 +29,7 @@ def add_data(commands: argparse._SubParsersAction) -> None:
     _add_single_turn(actions)
     _add_multi_turn(actions)
     _add_understanding(actions)
+    _add_check(actions)
 
 
 def _add_single_turn(actions: argparse._SubParsersAction) -> None:
@@ -67,6 +68,18 @@ question that is answered yes and one that is answered no.
     parser.set_defaults(kind="understanding")
 
 
+def _add_check(actions: argparse._SubParsersAction) -> None:
+    parser = command(actions, "check", "judge every line of a folder anew from its scene; a JSON line for each that is "
+                     "wrong, then the counts; exit code 1 if any is", _check, "nemo-mtdrive curate check sft_data")
+    parser.description = f"""{parser.description}.
+
+Feedback is what the agent says of the trajectory, a yes or no is the scorer's, images have the content that they are named
+after, yes and no are balanced to 1%, and no scene of a held-out log is learned from."""
+    parser.add_argument("folder", type=Path, metavar="DIR", help="that `curate` or a run (RUN/sft_data) made")
+    parser.add_argument("--scenes", metavar="ADDRESS", help="where its scenes are now (default: where they were)")
+    parser.add_argument("--workers", type=positive, default=2, help="processes (default: %(default)s)")
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", required=True, metavar="ADDRESS", help="folder of scenes, or SCHEME://PATH?name=value")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
@@ -101,6 +114,32 @@ def _curate(options: argparse.Namespace) -> None:
             statistics = curate(task, scene_ids, options.workers, bar.advance)
         progress.note(statistics_table(statistics))
     print(json.dumps(statistics))
+
+
+def _check(options: argparse.Namespace) -> int:
+    from nemo_mtdrive.config import AgentConfig
+    from nemo_mtdrive.data.check import CheckTask, check_folder
+    from nemo_mtdrive.data.curate import SceneArguments
+    from nemo_mtdrive.data.folder import read_lines, read_requests, read_split
+    from nemo_mtdrive.telemetry.progress import open_progress
+
+    requests = list(read_requests(options.folder).values())
+    if not requests:
+        raise ConfigError(f"{options.folder}: no curation.json there; set it to a folder that `nemo-mtdrive curate` wrote")
+    split = read_split(options.folder)
+    agents = [request["agent"] for request in requests if "agent" in request]
+    scenes = scenes_at(options.scenes) if options.scenes else SceneArguments(**requests[0]["scenes"])
+    task = CheckTask(options.folder, scenes, AgentConfig(**agents[0]) if agents else AgentConfig(),
+                     tuple(split[1]) if split else ())
+    with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
+        total = sum(1 for _ in read_lines(options.folder))
+        with progress.phase("check", total=total, unit="lines") as bar:
+            count, problems = check_folder(task, options.workers, bar.advance)
+        for problem in problems:
+            progress.note(f"{options.folder}/{problem}")
+            print(json.dumps({"file": problem.file, "line": problem.number, "problem": problem.reason}))
+    print(json.dumps({"lines": count, "problems": len(problems), "held_out": len(task.held_out)}))
+    return FAILED if problems else DONE
 
 
 def _task(options: argparse.Namespace) -> tuple[CurationTask, list[str]]:

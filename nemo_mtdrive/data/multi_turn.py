@@ -153,4 +153,6 @@ def _texts(line: Line) -> list[str]:
 
 def _distance(turn: Rejected, scene: Scene) -> float:
     """ADE to the human [m]; what could not be read is farthest."""
-    return float("inf") if turn.trajectory is None else ade(turn.trajectory, scene.future)
+    if turn.trajectory is None or scene.future is None:
+        return float("inf")
+    return ade(turn.trajectory, scene.future)

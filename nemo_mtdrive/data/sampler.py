@@ -74,18 +74,22 @@ class MixedSampler:
         return np.random.default_rng((self._seed, epoch)).permutation(np.concatenate(taken))
 
 
-def split_ids(ids: Sequence[str], held_out: int, seed: int) -> tuple[list[str], list[str]]:
-    """Training ids and held-out ids, which share no log: the part of an id before its last "-" is its log.
+def log_of(scene_id: str) -> str:
+    """The log of a scene: the part of its id before the last "-"; an id without one is a log of its own."""
+    return scene_id.rpartition("-")[0] or scene_id
 
-    Windows of one log overlap in time and place, so whole logs are held out until `held_out` scenes are; ids without a
-    "-" are logs of their own.
+
+def split_ids(ids: Sequence[str], held_out: int, seed: int) -> tuple[list[str], list[str]]:
+    """Training ids and held-out ids, which share no log (`log_of`).
+
+    Windows of one log overlap in time and place, so whole logs are held out until `held_out` scenes are.
 
     Raises:
         ValueError: nothing would be left to train on.
     """
     logs: dict[str, list[str]] = {}
     for scene_id in ids:
-        logs.setdefault(scene_id.rpartition("-")[0] or scene_id, []).append(scene_id)
+        logs.setdefault(log_of(scene_id), []).append(scene_id)
     names = sorted(logs)
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     kept: list[str] = []

@@ -50,7 +50,8 @@ def test_every_line_says_where_it_comes_from(curated: Path) -> None:
     for line in lines:
         provenance = line["provenance"]
         assert list(provenance) == ["source", "licence", "scene", "model", "seed", "perception", "answers", "metric", "form"]
-        assert provenance["source"] == "nemo_mtdrive generator" and provenance["licence"] and provenance["scene"] == line["scene_id"]
+        assert provenance["source"] == "nemo_mtdrive generator" and provenance["licence"]
+        assert provenance["scene"] == line["scene_id"]
         assert provenance["seed"] == SETTINGS.seed and provenance["model"] == ""
         assert len(provenance["answers"]) == len(line["messages"]) // 2
         assert provenance["perception"] == ("" if line["kind"] == "single_turn" else "oracle")
