@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nemo_mtdrive import __version__
 from nemo_mtdrive.cli_data import add_data
+from nemo_mtdrive.cli_evaluation import add_evaluation
 from nemo_mtdrive.cli_pages import add_pages
 from nemo_mtdrive.cli_scenes import add_scenes
 from nemo_mtdrive.cli_scoring import add_scoring
@@ -42,11 +43,12 @@ def _explain(error: Exception) -> int:
     from nemo_mtdrive.driving.scene import SceneError
     from nemo_mtdrive.evaluation.run_files import RunError
     from nemo_mtdrive.launch import JobFailed, JobInterrupted
+    from nemo_mtdrive.rollout.driver_pool import EngineProcessDied
 
     if isinstance(error, JobInterrupted):
         print(f"nemo-mtdrive: {error}; run it again with resume=true to go on", file=sys.stderr)
         return INTERRUPTED
-    if isinstance(error, JobFailed):
+    if isinstance(error, (JobFailed, EngineProcessDied)):
         print(f"nemo-mtdrive: {error}", file=sys.stderr)
         return FAILED
     if isinstance(error, (ConfigError, SceneError, DataError, RunError, FileNotFoundError, NotADirectoryError,
@@ -60,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nemo-mtdrive", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_scoring, add_scenes, add_data, _add_rl, add_pages, _add_plan, _add_processes):
+    for add in (add_scoring, add_scenes, add_data, add_evaluation, _add_rl, add_pages, _add_plan, _add_processes):
         add(commands)
     return parser
 

@@ -14,19 +14,22 @@ from typing import Any
 from rich.table import Table
 
 COLUMNS = ("NC", "DAC", "TTC", "C", "EP", "PDMS")
-FIRST_ROWS = ("constant_velocity", "before_sft", "after_sft", "before_rl")
+HEADINGS = {"C": "CF"}
+"""What Table 1 calls a score that it names otherwise."""
+FIRST_ROWS = ("constant_velocity", "pdm_closed", "before_sft", "after_sft", "before_rl")
 LAST_ROWS = ("after_rl", "human")
 """Other rows (`rl_step_25`, ...) stand between these, in the order in which they come."""
 
 LABELS = {
     "constant_velocity": "Constant velocity",
+    "pdm_closed": "PDM-Closed",
     "before_sft": "Before SFT",
     "after_sft": "After SFT",
     "before_rl": "Before RL",
     "after_rl": "After RL",
     "human": "Human",
 }
-WITHOUT_TURNS = ("constant_velocity", "human")
+WITHOUT_TURNS = ("constant_velocity", "human", "pdm_closed")
 """Rows that answer once by their nature; their turn is shown as a dash."""
 MISSING = "-"
 
@@ -69,6 +72,11 @@ def label_of(name: str) -> str:
     return LABELS.get(name, f"RL {plain}" if name.startswith("rl_") else plain.capitalize())
 
 
+def heading(column: str) -> str:
+    """The heading of a column."""
+    return HEADINGS.get(column, column)
+
+
 def rows_of(summary: Mapping[str, Any]) -> list[Row]:
     """The rows of a summary.json: first and last turn of each row of the model, one row a driver without turns.
 
@@ -76,7 +84,7 @@ def rows_of(summary: Mapping[str, Any]) -> list[Row]:
     """
     rows = []
     for name, part in parts_of(summary).items():
-        label = label_of(name)
+        label = part.get("label") or label_of(name)
         if name in WITHOUT_TURNS:
             rows.append(_row(label, MISSING, part["last_turn"], part["scenes"]))
             continue
@@ -118,7 +126,7 @@ def terminal_table(summary: Mapping[str, Any], title: str) -> Table:
     table.add_column("Method")
     table.add_column("Turn", justify="right")
     for name in COLUMNS:
-        table.add_column(name, justify="right", style="bold" if name == "PDMS" else None)
+        table.add_column(heading(name), justify="right", style="bold" if name == "PDMS" else None)
     for name in ("95% CI", "ADE m", "Parsed %", "Scenes"):
         table.add_column(name, justify="right")
     last_method = ""
@@ -138,7 +146,7 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
     """GitHub Markdown, the best value of the model's rows in bold."""
     rows = rows_of(summary)
     best = _best(rows)
-    lines = ["| Method | Turn | " + " | ".join(f"{name} ↑" for name in COLUMNS) + " |",
+    lines = ["| Method | Turn | " + " | ".join(f"{heading(name)} ↑" for name in COLUMNS) + " |",
              "| --- | ---: | " + " | ".join("---:" for _ in COLUMNS) + " |"]
     for row in rows:
         cells = _cells(row)
@@ -153,7 +161,7 @@ def csv_table(summary: Mapping[str, Any]) -> str:
     names = (*COLUMNS, "ADE", "parse_rate", "collision_rate")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "turn", *names, "PDMS_low", "PDMS_high", "scenes"])
+    writer.writerow(["method", "turn", *map(heading, names), "PDMS_low", "PDMS_high", "scenes"])
     for row in rows_of(summary):
         low, high = row.interval if row.interval is not None else ("", "")
         values = ["" if row.values[name] is None else row.values[name] for name in names]
@@ -166,17 +174,18 @@ def latex_table(summary: Mapping[str, Any]) -> str:
     rows = rows_of(summary)
     best = _best(rows)
     lines = [r"\begin{tabular}{lr" + "r" * len(COLUMNS) + "}", r"\toprule",
-             "Method & Turn & " + " & ".join(rf"{name}$\uparrow$" for name in COLUMNS) + r" \\", r"\midrule"]
+             "Method & Turn & " + " & ".join(rf"{heading(name)}$\uparrow$" for name in COLUMNS) + r" \\", r"\midrule"]
     for row in rows:
         cells = _cells(row)
         shown = [rf"\textbf{{{cell}}}" if row.turn != MISSING and cell == best.get(name) else cell
                  for name, cell in zip(COLUMNS, cells[2:], strict=True)]
-        lines.append(" & ".join([_latex(cells[0]), cells[1].replace(MISSING, "--"),
+        lines.append(" & ".join([latex_text(cells[0]), cells[1].replace(MISSING, "--"),
                                  *("--" if cell == MISSING else cell for cell in shown)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _latex(text: str) -> str:
+def latex_text(text: str) -> str:
+    """Text as LaTeX shows it."""
     for sign in "&%$#_{}":
         text = text.replace(sign, rf"\{sign}")
     return text

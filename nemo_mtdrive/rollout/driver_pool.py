@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nemo_mtdrive.environment.env import Environment
 from nemo_mtdrive.process import die_with_parent
@@ -23,25 +23,35 @@ if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
 
 
+T = TypeVar("T")
+
+
 class EngineProcessDied(RuntimeError):
     """An engine's process ended without a word, as when the machine has no memory left for it."""
 
 
 @dataclass(frozen=True)
-class Station:
-    """What an engine's process is made of; both functions must be importable by another process."""
+class Station(Generic[T]):
+    """What an engine's process is made of; the functions must be importable by another process."""
 
     open_driver: Callable[[str], ModelDriver]
     """Given the device ("cpu", "cuda:0", ...)."""
     open_environment: Callable[[ModelDriver], Environment]
     """Given the driver, which a reviewer may want to ask."""
+    collect: Callable[[Environment, list[Episode]], T]
+    """What of a played batch is given back; episodes come ordered by scene, as the tasks were, then index."""
     threads: int
     """CPU threads of an engine."""
 
 
-def play_batches(station: Station, batches: Mapping[int, Sequence[RolloutTask]],
-                 processes: int) -> Iterator[tuple[int, list[Episode]]]:
-    """Play each batch; yields (its number, its episodes ordered by id) as it is done, in any order.
+def only_episodes(environment: Environment, episodes: list[Episode]) -> list[Episode]:
+    """Give back the episodes."""
+    return episodes
+
+
+def play_batches(station: Station[T], batches: Mapping[int, Sequence[RolloutTask]],
+                 processes: int) -> Iterator[tuple[int, T]]:
+    """Play each batch; yields (its number, what `station.collect` makes of it) as it is done, in any order.
 
     Args:
         processes: engines; with one, it runs in this process.
@@ -54,12 +64,12 @@ def play_batches(station: Station, batches: Mapping[int, Sequence[RolloutTask]],
             driver = station.open_driver(_device(0))
             environment = station.open_environment(driver)
             for number, tasks in batches.items():
-                yield number, _play(driver, environment, tasks)
+                yield number, station.collect(environment, _play(driver, environment, tasks))
         return
     context = get_context("spawn")
     counter = context.Value("i", 0)
     with ProcessPoolExecutor(min(processes, len(batches)), context, _open, (station, counter)) as pool:
-        futures: dict[Future[list[Episode]], int] = {
+        futures: dict[Future[T], int] = {
             pool.submit(_play_here, list(tasks)): number for number, tasks in batches.items()}
         try:
             for future in as_completed(futures):
@@ -74,13 +84,14 @@ def play_batches(station: Station, batches: Mapping[int, Sequence[RolloutTask]],
 def _play(driver: ModelDriver, environment: Environment, tasks: Sequence[RolloutTask]) -> list[Episode]:
     episodes: list[Episode] = []
     driver.play(tasks, environment, lambda episode, images: episodes.append(episode))
-    return sorted(episodes, key=lambda episode: episode.episode_id)
+    place = {task.episode_id(index): (at, index) for at, task in enumerate(tasks) for index in range(task.group_size)}
+    return sorted(episodes, key=lambda episode: place[episode.episode_id])
 
 
-_process: tuple[ModelDriver, Environment]
+_process: tuple[Station[Any], ModelDriver, Environment]
 
 
-def _open(station: Station, counter: Synchronized[int]) -> None:
+def _open(station: Station[Any], counter: Synchronized[int]) -> None:
     """Open driver and environment once a process."""
     global _process
     import torch
@@ -91,11 +102,12 @@ def _open(station: Station, counter: Synchronized[int]) -> None:
         counter.value += 1
     torch.set_num_threads(station.threads)
     driver = station.open_driver(_device(index))
-    _process = (driver, station.open_environment(driver))
+    _process = (station, driver, station.open_environment(driver))
 
 
-def _play_here(tasks: Sequence[RolloutTask]) -> list[Episode]:
-    return _play(*_process, tasks)
+def _play_here(tasks: Sequence[RolloutTask]) -> Any:
+    station, driver, environment = _process
+    return station.collect(environment, _play(driver, environment, tasks))
 
 
 def _device(index: int) -> str:

@@ -28,7 +28,7 @@ def summary() -> dict[str, Any]:
 
 def test_markdown(summary: dict[str, Any]) -> None:
     assert markdown_table(summary) == """\
-| Method | Turn | NC ↑ | DAC ↑ | TTC ↑ | C ↑ | EP ↑ | PDMS ↑ |
+| Method | Turn | NC ↑ | DAC ↑ | TTC ↑ | CF ↑ | EP ↑ | PDMS ↑ |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 | Constant velocity | - | 100.0 | 100.0 | 100.0 | 100.0 | 25.0 | 25.0 |
 | Before SFT | 1 | **100.0** | **100.0** | **100.0** | **100.0** | 0.0 | 0.0 |
@@ -43,7 +43,7 @@ def test_markdown(summary: dict[str, Any]) -> None:
 def test_csv_has_all_digits_and_empty_cells_for_the_unknown(summary: dict[str, Any]) -> None:
     lines = csv_table({"after_rl": summary["after_rl"]}).splitlines()
     assert lines == [
-        "method,turn,NC,DAC,TTC,C,EP,PDMS,ADE,parse_rate,collision_rate,PDMS_low,PDMS_high,scenes",
+        "method,turn,NC,DAC,TTC,CF,EP,PDMS,ADE,parse_rate,collision_rate,PDMS_low,PDMS_high,scenes",
         "After RL,1,100.0,100.0,100.0,100.0,50.0,50.0,,100.0,0.0,,,1",
         "After RL,last,100.0,100.0,100.0,100.0,96.2,96.2,,100.0,0.0,95.04,97.5,1"]
 
@@ -51,7 +51,7 @@ def test_csv_has_all_digits_and_empty_cells_for_the_unknown(summary: dict[str, A
 def test_latex(summary: dict[str, Any]) -> None:
     assert latex_table({"after_rl": summary["after_rl"], "human": summary["human"]}) == r"""\begin{tabular}{lrrrrrrr}
 \toprule
-Method & Turn & NC$\uparrow$ & DAC$\uparrow$ & TTC$\uparrow$ & C$\uparrow$ & EP$\uparrow$ & PDMS$\uparrow$ \\
+Method & Turn & NC$\uparrow$ & DAC$\uparrow$ & TTC$\uparrow$ & CF$\uparrow$ & EP$\uparrow$ & PDMS$\uparrow$ \\
 \midrule
 After RL & 1 & \textbf{100.0} & \textbf{100.0} & \textbf{100.0} & \textbf{100.0} & 50.0 & 50.0 \\
 After RL & last & \textbf{100.0} & \textbf{100.0} & \textbf{100.0} & \textbf{100.0} & \textbf{96.2} & \textbf{96.2} \\

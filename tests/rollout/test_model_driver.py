@@ -17,7 +17,7 @@ from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
 from nemo_mtdrive.models.convert import hf_to_nemo
 from nemo_mtdrive.models.hf_weights import hf_weights
 from nemo_mtdrive.models.tiny import random_hf_state, tiny_hf_config
-from nemo_mtdrive.rollout.driver_pool import EngineProcessDied, Station, play_batches
+from nemo_mtdrive.rollout.driver_pool import EngineProcessDied, Station, only_episodes, play_batches
 from nemo_mtdrive.rollout.model_driver import ModelDriver, shared_start
 from nemo_mtdrive.types import Episode, RolloutTask
 
@@ -111,7 +111,7 @@ def test_what_prompts_share_leaves_a_token_of_each() -> None:
 
 def test_batches_over_engines_give_what_one_engine_gives(hf_dir: Path) -> None:
     batches = {0: tasks("a", "b"), 1: tasks("b"), 5: tasks("a")}
-    station = Station(partial(open_driver, str(hf_dir), ROLLOUT), environment, threads=1)
+    station = Station(partial(open_driver, str(hf_dir), ROLLOUT), environment, only_episodes, threads=1)
     alone = dict(play_batches(station, batches, 1))
     assert list(alone) == [0, 1, 5] and [len(alone[number]) for number in alone] == [4, 2, 2]
     together = dict(play_batches(station, batches, 2))
@@ -119,7 +119,7 @@ def test_batches_over_engines_give_what_one_engine_gives(hf_dir: Path) -> None:
 
 
 def test_a_killed_engine_process_is_named() -> None:
-    station = Station(die, environment, threads=1)
+    station = Station(die, environment, only_episodes, threads=1)
     with pytest.raises(EngineProcessDied, match="run it again to go on"):
         list(play_batches(station, {0: tasks("a"), 1: tasks("b")}, 2))
 
