@@ -48,6 +48,10 @@ def run_rl(config: Config) -> Path:
             run_processes(config, run_dir, display.show)
     summary = finish_summary(run_dir, baselines, time.monotonic() - started)
     report = write_report(run_dir)
+    status = json.loads((run_dir / "status.json").read_text())
+    if not status["finished"]:
+        print(f"{status['reason']}; resume=true goes on")
+        return run_dir
     write_readme_picture(run_dir, run_dir / "demo.png")
     show_result(run_dir, report, summary)
     return run_dir

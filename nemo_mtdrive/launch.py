@@ -26,16 +26,23 @@ from typing import Any
 
 from nemo_mtdrive.config import Config, ConfigError
 from nemo_mtdrive.config_checks import rollout_python
-from nemo_mtdrive.process import SHM_ROOT, free_port, port_is_free, reserve_port
-from nemo_mtdrive.supervision import RESTARTS_FILE, Job, JobFailed, JobInterrupted, MainFailed, Restarts, interruptible
+from nemo_mtdrive.process import SHM_ROOT, STARTED, STOP_FILE, free_port, port_is_free, reserve_port
+from nemo_mtdrive.supervision import (
+    RESTARTS_FILE,
+    Job,
+    JobFailed,
+    JobInterrupted,
+    MainFailed,
+    Restarts,
+    interruptible,
+    saves_on_request,
+)
 from nemo_mtdrive.transfer.segments import sweep, sweep_abandoned
 
 __all__ = ["Endpoints", "JobFailed", "JobInterrupted", "make_endpoints", "read_endpoints", "refuse_busy_port",
            "run_processes", "write_endpoints"]
 
 OnEvent = Callable[[Mapping[str, Any]], None]
-STARTED = "MTDRIVE_STARTED"
-"""Environment variable of the ranks: when the job began, a time.time(); going on from a checkpoint is no new beginning."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,7 @@ def run_processes(config: Config, run_dir: Path, on_event: OnEvent) -> None:
     with ExitStack() as stack:
         sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mtdrive-")))
         stack.enter_context(interruptible())
+        stack.enter_context(saves_on_request(run_dir / STOP_FILE))
         endpoints = make_endpoints(config, sockets)
         journal = run_dir / RESTARTS_FILE
         if not config.resume:

@@ -10,6 +10,10 @@ from pathlib import Path
 
 SHM_ROOT = Path("/dev/shm")
 """Where POSIX shared memory is on Linux."""
+STARTED = "MTDRIVE_STARTED"
+"""Environment variable of the ranks: when the job began, a time.time(); going on from a checkpoint is no new beginning."""
+STOP_FILE = "stop"
+"""In a run's folder; whoever makes it asks the run to end after its step, with a checkpoint."""
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal that this process gets when its parent ends."""
 

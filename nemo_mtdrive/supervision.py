@@ -217,6 +217,18 @@ def _last_line(log: Path) -> str:
 
 
 @contextmanager
+def saves_on_request(stop_file: Path) -> Iterator[None]:
+    """SIGUSR1, which schedulers send before a time limit, asks the run to end after its step with a checkpoint."""
+    stop_file.unlink(missing_ok=True)
+    previous = signal.signal(signal.SIGUSR1, lambda number, frame: stop_file.touch())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+        stop_file.unlink(missing_ok=True)
+
+
+@contextmanager
 def interruptible() -> Iterator[None]:
     """SIGINT and SIGTERM raise `JobInterrupted` inside the block, once; a second one is left to the default."""
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -174,6 +174,28 @@ def test_stopped_by_ctrl_c_and_resumed_is_the_same_run(finished: Path) -> None:
     assert weights(run_dir, "rl-000002") == weights(finished, "rl-000002")
 
 
+def test_rollouts_ahead_of_the_trainer_survive_a_stop(finished: Path) -> None:
+    """One step off: every step but the first lags one update; a run that is asked to stop is the same run afterwards."""
+    ahead = ("mtgrpo.max_staleness=1", "mtgrpo.importance_cap=2", "mtgrpo.steps=5")
+    whole, stopped = sibling(finished, "ahead"), sibling(finished, "ahead-stopped")
+    run(whole, *ahead)
+    assert [line["staleness"] for line in steps(whole, "rl")] == [0.0, 1.0, 1.0, 1.0, 1.0]
+    with start(stopped, *ahead) as process:
+        deadline = time.monotonic() + 400
+        while not (stopped / "checkpoints" / "rl-000001").exists():
+            assert process.poll() is None and time.monotonic() < deadline, logs(stopped)
+            time.sleep(0.02)
+        process.send_signal(signal.SIGUSR1)
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "a stop was asked for: mtGRPO step" in out and "resume=true goes on" in out
+    assert json.loads((stopped / "status.json").read_text())["finished"] is False
+
+    run(stopped, *ahead, "resume=true")
+    assert json.loads((stopped / "status.json").read_text()) == {"finished": True, "reason": ""}
+    assert weights(stopped, "rl-000005") == weights(whole, "rl-000005")
+
+
 def test_resumed_on_another_process_grid_goes_on_alike(finished: Path) -> None:
     """Saved by two tensor-parallel ranks, resumed by two data-parallel ones: weights, optimizer, reference, step."""
     run_dir = sibling(finished, "other-grid")

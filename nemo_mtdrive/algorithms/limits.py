@@ -11,10 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-STARTED = "MTDRIVE_STARTED"
-"""Environment variable: when the job was started, a time.time(); restarts of its ranks do not begin anew."""
-STOP_FILE = "stop"
-"""In the run's folder; whoever makes it asks the run to end after the step."""
+from nemo_mtdrive.process import STARTED, STOP_FILE
+
 _REASONS = ("", "max_time_per_run is over", "a stop was asked for")
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_mtdrive.algorithms.limits import STARTED, STOP_FILE, RunLimit
+from nemo_mtdrive.algorithms.limits import RunLimit
+from nemo_mtdrive.process import STARTED, STOP_FILE
 
 
 def test_time_counts_from_the_jobs_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
