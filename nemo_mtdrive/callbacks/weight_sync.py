@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from nemo_mtdrive.callbacks.base import Callback
-from nemo_mtdrive.transfer.weights import WeightPublisher
+from nemo_mtdrive.transfer.weights import WeightPiece, WeightPublisher
 
 
 class WeightSync(Callback):
@@ -19,12 +19,14 @@ class WeightSync(Callback):
 
     Args:
         publisher: this rank's; only rank 0's writes.
-        export: HF names and full tensors of the current weights; all ranks call it together (it gathers).
+        export: HF names and whole tensors of the current weights, or pieces of them, so that no rank needs memory for
+            more than a piece (`Qwen25VLModel.export_hf_pieces`); all ranks call it together (it gathers).
         version: the version that training starts from, 0 or the resumed one.
     """
 
     def __init__(
-        self, publisher: WeightPublisher, export: Callable[[], Iterable[tuple[str, torch.Tensor]]], version: int
+        self, publisher: WeightPublisher, export: Callable[[], Iterable[tuple[str, torch.Tensor] | WeightPiece]],
+        version: int,
     ) -> None:
         self._publisher = publisher
         self._export = export

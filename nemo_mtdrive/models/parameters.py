@@ -213,16 +213,17 @@ def export_hf_state(network: Qwen25VLNetwork, hf: Qwen2_5_VLConfig) -> Iterator[
         tensors: list[Tensor] | None = None
         if rule.stage == stage:
             shard = parameters[rule.megatron].detach().contiguous()
-            shards = _gather_shards(shard) if rule.layout.sharded else [shard]
+            shards = gather_shards(shard) if rule.layout.sharded else [shard]
             tensors = [tensor.clone() if tensor is shard else tensor.contiguous() for tensor in rule.layout.merge(shards)]
         if pipeline_size > 1:
             dtype = next(iter(parameters.values())).dtype
-            tensors = [_broadcast_stage(tensors[i] if tensors else None, rule.stage, dtype) for i in range(len(rule.hf))]
+            tensors = [broadcast_stage(tensors[i] if tensors else None, rule.stage, dtype) for i in range(len(rule.hf))]
         assert tensors is not None
         yield from zip(rule.hf, tensors, strict=True)
 
 
-def _gather_shards(shard: Tensor) -> list[Tensor]:
+def gather_shards(shard: Tensor) -> list[Tensor]:
+    """The shard of every tensor-parallel rank, in their order. Collective."""
     size = parallel_state.get_tensor_model_parallel_world_size()
     if size == 1:
         return [shard]
@@ -231,8 +232,8 @@ def _gather_shards(shard: Tensor) -> list[Tensor]:
     return shards
 
 
-def _broadcast_stage(tensor: Tensor | None, stage: int, dtype: torch.dtype) -> Tensor:
-    """Hand a tensor of one pipeline stage to the others, which do not know its shape yet."""
+def broadcast_stage(tensor: Tensor | None, stage: int, dtype: torch.dtype) -> Tensor:
+    """Hand a tensor of one pipeline stage to the others, which do not know its shape yet. Collective."""
     group = parallel_state.get_pipeline_model_parallel_group()
     source = dist.get_process_group_ranks(group)[stage]
     device = torch.cuda.current_device()

@@ -35,11 +35,13 @@ from transformers import Qwen2_5_VLConfig
 from nemo_mtdrive.models import parallel, parameters
 from nemo_mtdrive.models.aligner import AlignableGenerativeInterface
 from nemo_mtdrive.models.architecture import Qwen25VLConfig, megatron_config
+from nemo_mtdrive.models.export import export_hf_pieces
 from nemo_mtdrive.models.logprobs import Scores, Scoring, scored_tokens, spread
 from nemo_mtdrive.models.network import Qwen25VLNetwork
 from nemo_mtdrive.models.optimizer import OptimizerOptions, make_optimizer
 from nemo_mtdrive.models.packing import predicted_tokens
 from nemo_mtdrive.models.vision_memory import FeatureMemory
+from nemo_mtdrive.transfer.weights import WeightPiece
 
 Microbatch = dict[str, Any]
 LossFunction = Callable[[Tensor, Microbatch], tuple[Tensor, dict[str, Tensor]]]
@@ -90,6 +92,10 @@ class Qwen25VLModel(Qwen2VLModel, AlignableGenerativeInterface):
     def export_hf_state(self) -> Iterator[tuple[str, Tensor]]:
         """Yield whole weights under HF's names on every rank; all ranks must run it to the end together."""
         return parameters.export_hf_state(self.module, self.hf_config)
+
+    def export_hf_pieces(self, piece_bytes: int) -> Iterator[WeightPiece]:
+        """The same in pieces, so that no rank holds more than a piece; see `export.export_hf_pieces`."""
+        return export_hf_pieces(self.module, self.hf_config, piece_bytes)
 
     @torch.no_grad()
     def set_reference(self) -> None:

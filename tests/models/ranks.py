@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -401,6 +402,57 @@ def embeddings(model: Qwen25VLModel, _: Path) -> Found:
     return found
 
 
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that were made inside and are still alive; those of `known` do not count."""
+
+    def __init__(self, known: list[torch.Tensor]) -> None:
+        super().__init__()
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._alive: dict[int, list[int]] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (list, tuple)) else (result,):
+            if isinstance(tensor, torch.Tensor) and (place := tensor.untyped_storage().data_ptr()) not in self._known:
+                entry = self._alive.setdefault(place, [tensor.untyped_storage().nbytes(), 0])
+                entry[1] += 1
+                weakref.finalize(tensor, self._gone, place)
+        self.most = max(self.most, sum(size for size, _ in self._alive.values()))
+        return result
+
+    def _gone(self, place: int) -> None:
+        self._alive[place][1] -= 1
+        if not self._alive[place][1]:
+            del self._alive[place]
+
+
+def weight_pieces(model: Qwen25VLModel, _: Path) -> Found:
+    """Weights leave piece by piece: the same bits, and no rank holds more than about a piece of others' or its own."""
+    whole, bucket = weights_of(model), 100_000
+    assembled = {name: torch.empty(tensor.numel()) for name, tensor in whole.items()}
+    largest_block = 0
+    with LiveBytes([*model.module.parameters(), *assembled.values()]) as live:
+        for piece in model.export_hf_pieces(bucket):
+            assembled[piece.name][piece.start : piece.start + piece.tensor.numel()].copy_(piece.tensor.reshape(-1))
+            if "embed_tokens" in piece.name or "lm_head" in piece.name:
+                largest_block = max(largest_block, piece.tensor.numel() * 4)
+            shape = piece.shape == tuple(whole[piece.name].shape)
+            del piece
+            assert shape
+    cut = ("model.embed_tokens.weight", "lm_head.weight")
+    return {
+        "bits": all(torch.equal(assembled[name], tensor.reshape(-1)) for name, tensor in whole.items()),
+        "block": largest_block,
+        "most": live.most,
+        "largest_parameter": max(parameter.numel() * 4 * parallel.ranks().tensor_size
+                                 for name, parameter in model.module.named_parameters() if "layers" in name),
+        "embedding": whole[cut[0]].numel() * 4,
+        "model": sum(tensor.numel() * 4 for tensor in whole.values()),
+        "bucket": bucket,
+    }
+
+
 Check = Callable[[Any, Path], Found]
 
 
@@ -419,15 +471,18 @@ GRIDS = {
     "tensor": Plan(
         2,
         1,
-        (round_trip, scoring, masking, alignment, sharing, packed_sharing, tower_runs, embeddings, reference, training,
-         resuming, frozen_resuming),
+        (round_trip, weight_pieces, scoring, masking, alignment, sharing, packed_sharing, tower_runs, embeddings, reference,
+         training, resuming, frozen_resuming),
         exact=True,
     ),
     "data": Plan(
-        1, 1, (round_trip, scoring, masking, sharing, tower_runs, embeddings, options, vision_geometry, training, resuming),
+        1,
+        1,
+        (round_trip, weight_pieces, scoring, masking, sharing, tower_runs, embeddings, options, vision_geometry, training,
+         resuming),
         exact=True,
     ),
-    "pipeline": Plan(1, 2, (round_trip, options, tower_runs, embeddings, reference, training, resuming)),
+    "pipeline": Plan(1, 2, (round_trip, weight_pieces, options, tower_runs, embeddings, reference, training, resuming)),
     "sequence": Plan(2, 1, (options, training), sequence_parallel=True),
 }
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nemo_mtdrive.transfer.segments import RunFolder, TransferError
-from nemo_mtdrive.transfer.weights import WeightError, WeightPublisher, WeightReader
+from nemo_mtdrive.transfer.weights import WeightError, WeightPiece, WeightPublisher, WeightReader
 
 from .conftest import RUN
 from .processes import finish, start_with_answer
@@ -128,6 +128,46 @@ def test_a_version_is_published_once(run_folder: RunFolder) -> None:
         publisher(run_folder).publish(0, [])
 
 
+def test_a_bucket_at_a_time_and_none_larger_than_asked(run_folder: RunFolder) -> None:
+    weights = {f"w{index}": torch.full((size,), float(index)) for index, size in enumerate((300, 500, 200, 0, 2000, 10, 0))}
+    WeightPublisher(run_folder, writes=True, keep=1, bucket_bytes=4000).publish(0, weights.items())
+    reader = WeightReader(run_folder)
+    found = list(reader.buckets())
+    assert [[name for name, _ in bucket] for bucket in found] == [["w0", "w1"], ["w2", "w3"], ["w4"], ["w5", "w6"]]
+    for bucket in found:
+        for name, tensor in bucket:
+            assert same_bits(tensor, weights[name]), name
+    assert [name for name, _ in reader.iterate(0)] == list(weights) == list(reader.read()[1])
+
+
+def test_a_bucket_is_unmapped_when_it_is_let_go(run_folder: RunFolder) -> None:
+    megabyte = 1 << 20
+    weights = [(f"w{index}", torch.zeros(megabyte // 4)) for index in range(8)]
+    WeightPublisher(run_folder, writes=True, keep=1, bucket_bytes=2 * megabyte).publish(0, weights)
+
+    def mapped() -> int:
+        return sum(line.endswith("/weights/0/data\n") for line in Path("/proc/self/maps").open())
+
+    most = 0
+    for _, tensor in WeightReader(run_folder).iterate():
+        most = max(most, mapped())
+        assert tensor.sum() == 0
+    del tensor
+    assert most == 1 and mapped() == 0
+
+
+def test_pieces_make_whole_weights(run_folder: RunFolder) -> None:
+    whole = torch.arange(24.0).view(6, 4)
+    pieces = [WeightPiece("a", (6, 4), start * 4, whole[start:start + 2]) for start in (0, 2, 4)]
+    publisher(run_folder).publish(0, [("before", torch.ones(3)), *pieces, ("after", torch.zeros(2))])
+    found = dict(WeightReader(run_folder).iterate())
+    assert torch.equal(found["a"], whole) and torch.equal(found["before"], torch.ones(3))
+    for wrong in (pieces[:2], pieces[1:], [pieces[0], pieces[2]], [*pieces, pieces[1]], [pieces[0], *pieces]):
+        with pytest.raises(WeightError, match="weight a"):
+            publisher(run_folder).publish(1, [*wrong, ("after", torch.zeros(2))])
+    assert WeightReader(run_folder).latest() == 0
+
+
 def test_corruption_is_found(run_folder: RunFolder) -> None:
     publisher(run_folder).publish(0, make_weights().items())
     data = run_folder.path / "weights" / "0" / "data"
@@ -144,7 +184,8 @@ def test_corruption_is_found(run_folder: RunFolder) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 2}, {"extra": 1}, {"tensors": [["a", "float32", [1000], 0, 4000, 0]]},
+    [{"format": 1}, {"buckets": [[0, 4096]]}, {"buckets": [3]}, {"extra": 1},
+     {"tensors": [["a", "float32", [1000], 0, 4000, 0]]},
      {"tensors": [["a", "object", [1], 0, 4, 0]]}, {"tensors": [["a", "float32", [2], -8, 8, 0]]}, {"tensors": [7]}],
 )
 def test_a_manifest_that_does_not_fit_is_refused(run_folder: RunFolder, change: dict) -> None:
