@@ -264,6 +264,8 @@ class TransferConfig:
     in_flight: int = 64
     image_store_mb: int = 1024
     tensor_cache_mb: int = 4096
+    weight_bucket_mb: int = 512
+    """Weights go to the engines in buckets of this size; no process holds more of them beside its own copy."""
 
 
 @dataclass

@@ -117,7 +117,7 @@ def _worker_parts(config: Config, endpoints: Endpoints, index: int) -> WorkerPar
         return {f"stream_{name}": float(value) for name, value in asdict(stream.on_rollout_end()).items()}
 
     def read_weights(manifest: Mapping[str, Any]) -> Iterable[tuple[str, torch.Tensor]]:
-        return reader.read(int(manifest["version"]))[1].items()
+        return reader.iterate(int(manifest["version"]))
 
     def close() -> None:
         stream.close()
@@ -206,7 +206,9 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
         image_budget_bytes=transfer.image_store_mb * MEGABYTE, keep_frames=not transfer.iptc))
     ipss.setup(None, None, "fit")
     folder = RunFolder(SHM_ROOT, endpoints.run_id)
-    weights = WeightSync(WeightPublisher(folder, writes=ranks.rank == 0, keep=2), model.export_hf_state, version=0)
+    bucket = transfer.weight_bucket_mb * MEGABYTE
+    weights = WeightSync(WeightPublisher(folder, writes=ranks.rank == 0, keep=2, bucket_bytes=bucket),
+                         partial(model.export_hf_pieces, bucket), version=0)
     rollouts = RolloutClient(ipss, weights, pool, Deadlines(rollout.start_timeout_s, rollout.rollout_timeout_s),
                              parallel.check_agreement, decode_each_time=not transfer.iptc)
     share = DataShare(ranks.data_rank, ranks.data_size, device)
