@@ -125,6 +125,61 @@ def test_a_failing_step_closes_the_link(shm_root: Path, tmp_path: Path) -> None:
     setting.folder.close()
 
 
+class Seeing(pl.LightningModule):
+    """A head on a frozen tower; log-prob, reference and update look at the same images."""
+
+    def __init__(self, iptc: IPTC) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.tower = torch.nn.Sequential(torch.nn.Linear(12, 8), torch.nn.GELU()).requires_grad_(False)
+        self.head = torch.nn.Linear(8, 1)
+        self.runs: list[int] = []
+        self.tower.register_forward_hook(lambda *_: self.runs.append(len(self.losses)))
+        self.losses: list[float] = []
+        self._iptc = iptc
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        phases = [self.head(self._iptc.embeddings("images", lambda: batch, self.tower)) for _ in range(3)]
+        loss = (phases[2] - phases[0].detach() + phases[1].detach() - 1).square().mean()
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def train_dataloader(self) -> DataLoader[torch.Tensor]:
+        return DataLoader(torch.randn(8, 12, generator=torch.Generator().manual_seed(4)), batch_size=2)  # type: ignore[arg-type]
+
+
+def fit(model: pl.LightningModule, workdir: Path, *callbacks: Callback) -> None:
+    pl.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=list(callbacks), default_root_dir=str(workdir),
+    ).fit(model)
+
+
+def test_embeddings_of_a_frozen_tower_are_made_once_a_step_and_change_no_bit(tmp_path: Path) -> None:
+    models = {}
+    for enabled in (True, False):
+        iptc = IPTC("cpu", 1 << 20, enabled)
+        models[enabled] = Seeing(iptc)
+        fit(models[enabled], tmp_path, iptc)
+    assert models[True].runs == [0, 1, 2, 3] and models[False].runs == sorted([0, 1, 2, 3] * 3)
+    assert models[True].losses == models[False].losses and len(set(models[True].losses)) == 4
+    assert torch.equal(models[True].head.weight, models[False].head.weight)
+
+
+def test_embeddings_that_would_not_hold_are_refused_with_the_reason() -> None:
+    iptc, tower, other = IPTC("cpu", 1 << 20, True), torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="weight and 1 others are trained, so every update changes them"):
+        iptc.embeddings("a", lambda: torch.ones(1, 2), tower)
+    tower.requires_grad_(False)
+    with pytest.raises(ValueError, match="the reference has another weight"):
+        iptc.embeddings("a", lambda: torch.ones(1, 2), tower, other)
+    other.load_state_dict(tower.state_dict())
+    assert torch.equal(iptc.embeddings("a", lambda: torch.ones(1, 2), tower, other), tower(torch.ones(1, 2)))
+
+
 def test_the_version_goes_on_from_a_checkpoint(shm_root: Path) -> None:
     with RunFolder(shm_root, "run") as folder:
         publisher = WeightPublisher(folder, writes=True, keep=1)
