@@ -86,9 +86,32 @@ class AgentConfig:
 
 
 @dataclass
+class VLLMConfig:
+    """Of rollout.engine=vllm (docs/rollout.md)."""
+
+    tensor_parallel: int = 1
+    """GPUs (or CPU processes) of one worker."""
+    gpu_memory_utilization: float = 0.85
+    """Part of a GPU's memory for weights and KV cache."""
+    cpu_cache_gb: float = 1.0
+    """KV cache of one worker on a CPU."""
+    enforce_eager: bool = False
+    """No CUDA graphs; on a CPU always so."""
+    weight_transfer: str = "ipc"
+    """From the worker to vLLM's processes on GPUs: ipc (on the worker's own GPU) or nccl (on others)."""
+
+
+@dataclass
 class RolloutConfig:
     """Rollout workers and their sampling; evaluation uses the same (Section 4.1)."""
 
+    engine: str = "native"
+    """native (in the training environment) or vllm (in its own, `make rollout-env`)."""
+    python: str = ""
+    """Python of the rollout environment; empty: .venv-rollout/bin/python beside the package (engine=vllm)."""
+    vllm: VLLMConfig = field(default_factory=VLLMConfig)
+    sleep: bool = False
+    """Engines give their memory back after each batch of tasks, for a trainer on the same device."""
     workers: int = 1
     max_turns: int = 6
     max_answer_tokens: int = 256
@@ -245,6 +268,8 @@ class MtGRPOConfig:
     """Most times that a step draws again with tied_groups=refill."""
     max_skipped_updates: int = 3
     """An update whose loss or gradient is not finite is skipped and dumped to RUN/nan; more than so many end the run."""
+    max_staleness: int = 0
+    """Updates by which the weights that roll out may lag: 0, or 1 to play the next step's scenes while this one trains."""
 
 
 @dataclass

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nemo_mtdrive.config import AgentConfig, Config, ScenesConfig, SFTConfig, SFTDataConfig
+    from nemo_mtdrive.config import AgentConfig, Config, RolloutConfig, ScenesConfig, SFTConfig, SFTDataConfig
 
 IMAGE_MULTIPLE = 28
 """Sides of an image are multiples of this: 14-pixel patches, merged 2 x 2."""
@@ -37,6 +38,15 @@ def check(config: Config) -> None:
                           f"mtgrpo.prompts_per_step={rl.prompts_per_step}")
     if 0 < rl.dual_clip <= 1:
         raise ConfigError(f"mtgrpo.dual_clip={rl.dual_clip}: set it above 1, or to 0 for off")
+    if rl.max_staleness > 1:
+        raise ConfigError(f"mtgrpo.max_staleness={rl.max_staleness}: set it to 0 (first rollouts, then training) or 1 "
+                          "(side by side)")
+    if rl.max_staleness and not rl.importance_cap:
+        raise ConfigError("mtgrpo.max_staleness=1: set mtgrpo.importance_cap too, as 2, since the rollouts' policy differs "
+                          "from the trained one")
+    if rl.max_staleness and rl.tied_groups == "refill":
+        raise ConfigError("mtgrpo.max_staleness=1: set mtgrpo.tied_groups to keep or drop; nothing can be drawn again while "
+                          "workers play the next step")
     if config.reward.progressive_weight and rl.estimator == "unbiased":
         raise ConfigError("reward.progressive_weight: set it to 0 with mtgrpo.estimator=unbiased, which lets the last reward"
                           " count for all turns that remain and would pay the last step of progress again for each")
@@ -51,6 +61,7 @@ def check(config: Config) -> None:
         raise ConfigError(f"model.init_from={start!r}: no config.json there; set it to a Qwen2.5-VL directory")
     _check_agent(config.agent)
     _check_embeddings(config)
+    _check_engine(config.rollout)
     _check_sft(config.sft)
     _check_sft_data(config.sft_data)
     seconds_of(config.max_time_per_run)
@@ -81,6 +92,28 @@ def seconds_of(limit: str) -> float | None:
         raise ConfigError(f"max_time_per_run={limit!r}: set it to DAYS:HOURS:MINUTES:SECONDS, as 00:03:45:00")
     days, hours, minutes, seconds = map(int, parts)
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+ROLLOUT_PYTHON = Path(__file__).resolve().parent.parent / ".venv-rollout" / "bin" / "python"
+"""Python of the rollout environment that `make rollout-env` makes."""
+
+
+def rollout_python(rollout: RolloutConfig) -> Path:
+    """The Python that rollout workers with engine=vllm are started with."""
+    return Path(rollout.python) if rollout.python else ROLLOUT_PYTHON
+
+
+def _check_engine(rollout: RolloutConfig) -> None:
+    if rollout.engine != "vllm":
+        return
+    if not os.access(rollout_python(rollout), os.X_OK):
+        raise ConfigError(f"rollout.engine=vllm: no Python at {rollout_python(rollout)}; run `make rollout-env`, or set "
+                          "rollout.python to that of an environment with vLLM")
+    if rollout.vllm.gpu_memory_utilization > 1:
+        raise ConfigError(f"rollout.vllm.gpu_memory_utilization={rollout.vllm.gpu_memory_utilization:g}: set it to a "
+                          "number up to 1")
+    if rollout.vllm.weight_transfer not in ("ipc", "nccl"):
+        raise ConfigError(f"rollout.vllm.weight_transfer={rollout.vllm.weight_transfer}: set it to one of ipc, nccl")
 
 
 SFT_KINDS = ("single_turn", "multi_turn", "understanding")
@@ -128,6 +161,7 @@ def _check_scenes(scenes: ScenesConfig) -> None:
 CHOICES = {
     "scenes.source": tuple(SOURCES),
     "environment.perception": ("oracle", "kinematic"),
+    "rollout.engine": ("native", "vllm"),
     "rollout.dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
     "model.recompute": ("none", "selective", "full"),
@@ -147,7 +181,7 @@ MAY_BE_ZERO = frozenset((
     "sft_data.mock_share", "sft_data.seed",
     "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "mtgrpo.dual_clip",
     "mtgrpo.entropy_coefficient", "mtgrpo.max_skipped_updates", "sft.max_skipped_updates",
-    "mtgrpo.importance_cap", "validation.every_steps",
+    "mtgrpo.importance_cap", "mtgrpo.max_staleness", "validation.every_steps",
     "validation.sft_every_steps", "validation.scenes", "checkpoint.every_steps", "logging.recorded_episodes",
     "logging.trace_steps",
 ))

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 LOST_AFTER_S = 30.0
 HEARTBEAT_S = 2.0
-PREFILL_TOKENS = 16384
 MEGABYTE = 1 << 20
 
 
@@ -82,11 +81,9 @@ def worker_name(index: int) -> str:
 
 
 def _worker_parts(config: Config, endpoints: Endpoints, index: int) -> WorkerParts:
-    import torch
-
     from nemo_mtdrive.environment.client import EnvironmentClient
+    from nemo_mtdrive.rollout.model_driver import ENGINES
     from nemo_mtdrive.rollout.multi_turn import RolloutSettings
-    from nemo_mtdrive.rollout.native import NativeEngine
     from nemo_mtdrive.rollout.worker import WorkerParts
     from nemo_mtdrive.transfer.link import open_sender
     from nemo_mtdrive.transfer.segments import RunFolder
@@ -96,10 +93,7 @@ def _worker_parts(config: Config, endpoints: Endpoints, index: int) -> WorkerPar
     tokenizer = load_tokenizer(config)
     rollout, transfer = config.rollout, config.transfer
     hf = hf_config(config, tokenizer)
-    engine = NativeEngine(
-        hf, stop_token=tokenizer.im_end, forbidden_tokens=tokenizer.forbidden_below(hf["vocab_size"]).tolist(),
-        max_context=rollout.max_context, dtype=getattr(torch, rollout.dtype), device=torch.device(_device_name()),
-        prefill_tokens=PREFILL_TOKENS)
+    engine = ENGINES[rollout.engine](hf, tokenizer, rollout, "")
     folder = RunFolder(SHM_ROOT, endpoints.run_id)
     reader = WeightReader(folder)
     sender = open_sender(_link_kind(config), endpoints.episodes, endpoints.run_id, in_flight=transfer.in_flight,
@@ -114,6 +108,8 @@ def _worker_parts(config: Config, endpoints: Endpoints, index: int) -> WorkerPar
     environment.wait_ready(rollout.start_timeout_s)
 
     def flush() -> Mapping[str, float]:
+        if rollout.sleep:
+            engine.sleep()
         return {f"stream_{name}": float(value) for name, value in asdict(stream.on_rollout_end()).items()}
 
     def read_weights(manifest: Mapping[str, Any]) -> Iterable[tuple[str, torch.Tensor]]:
@@ -122,6 +118,7 @@ def _worker_parts(config: Config, endpoints: Endpoints, index: int) -> WorkerPar
     def close() -> None:
         stream.close()
         environment.disconnect()
+        engine.close()
         folder.close()
 
     settings = RolloutSettings(rollout.max_turns, rollout.max_answer_tokens, rollout.max_running,
@@ -300,9 +297,3 @@ def _record_spans(config: Config, run_dir: Path, process: str) -> None:
 
 def _link_kind(config: Config) -> LinkKind:
     return config.transfer.link if config.transfer.ipss else "baseline"  # type: ignore[return-value]
-
-
-def _device_name() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

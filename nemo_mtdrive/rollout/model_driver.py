@@ -22,6 +22,7 @@ from nemo_mtdrive.dialogue.tokenizer import Tokenizer, TokenizerError
 from nemo_mtdrive.environment.env import Environment
 from nemo_mtdrive.rollout.engine import Engine, EngineError
 from nemo_mtdrive.rollout.multi_turn import OnEpisode, OnProgress, RolloutSettings, run_tasks
+from nemo_mtdrive.rollout.vllm import open_vllm
 from nemo_mtdrive.transfer.images import grid_of
 from nemo_mtdrive.types import RolloutTask
 
@@ -46,7 +47,8 @@ def open_native(hf: Mapping[str, Any], tokenizer: Tokenizer, rollout: RolloutCon
         device=chosen, prefill_tokens=PREFILL_TOKENS)
 
 
-ENGINES: Mapping[str, OpenEngine] = {"native": open_native}
+ENGINES: Mapping[str, OpenEngine] = {"native": open_native, "vllm": open_vllm}
+"""vllm is there in the rollout environment alone (docs/rollout.md)."""
 
 
 class ModelDriver:

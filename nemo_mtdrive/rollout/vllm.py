@@ -77,7 +77,7 @@ class CacheCounts:
 
     asked: int = 0
     hit: int = 0
-    images_encoded: int = 0
+    images_sent: int = 0
     """Images that went to the workers as pixels; all others were known there."""
 
 
@@ -309,7 +309,7 @@ class VLLMEngine:
         hashes, items = {"image": [image.key]}, {"image": [image.item]}
         # what the workers have already is not sent again: then the item becomes None
         self._llm.input_processor.inject_into_mm_cache(hashes, items)
-        self.counts.images_encoded += items["image"][0] is not None
+        self.counts.images_sent += items["image"][0] is not None
         return mm_input(ids, items, hashes, {"image": [image.place]})
 
     def _reset_caches(self) -> None:

@@ -76,9 +76,8 @@ class WorkerExtension:
             os.close(file)
         self.reload_weights(weights_iterator=_views(memory, entries))  # type: ignore[attr-defined]
 
-    def mtdrive_free_cache(self) -> int:
-        """Give the pages of the KV cache back to the kernel (CPU); they read as zeros after. Returns bytes freed."""
-        before = _resident_bytes()
+    def mtdrive_free_cache(self) -> None:
+        """Give the pages of the KV cache back to the kernel (CPU); they read as zeros after."""
         libc = ctypes.CDLL(None, use_errno=True)
         libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         page = mmap.PAGESIZE
@@ -88,15 +87,14 @@ class WorkerExtension:
             size = (storage.data_ptr() + storage.nbytes() - start) // page * page
             if size > 0 and libc.madvise(start, size, MADV_DONTNEED):
                 raise OSError(ctypes.get_errno(), "madvise")
-        return before - _resident_bytes()
+
+    def mtdrive_resident_bytes(self) -> int:
+        """Memory of this process that is in RAM."""
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
 
 
 def _views(memory: mmap.mmap, entries: Sequence[Entry]) -> Iterator[tuple[str, Tensor]]:
     for name, dtype_name, shape, offset in entries:
         dtype, count = getattr(torch, dtype_name), torch.Size(shape).numel()
         yield name, torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).reshape(shape)
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * mmap.PAGESIZE
