@@ -10,14 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 
-import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
 from nemo_mtdrive.telemetry.spans import span
 from nemo_mtdrive.transfer import wire
 from nemo_mtdrive.transfer.images import patchify
-from nemo_mtdrive.transfer.peers import BATCH, Outbox
+from nemo_mtdrive.transfer.peers import Outbox
 from nemo_mtdrive.types import Episode
 
 
@@ -54,7 +53,7 @@ class BaselineSender:
                 encoded = wire.encode(episode, pixels)
                 counts.append(len(encoded))
                 frames += encoded
-        self._outbox.post(BATCH, [msgpack.packb(counts), *frames], {})
+        self._outbox.post("batch", [counts], frames, {})
         self._outbox.flush(timeout_s)
 
     def close(self) -> None:

@@ -44,6 +44,8 @@ class CollectMetrics:
     """Episodes that came again and were dropped."""
     stale: int
     """Episodes that nobody expects (of an earlier step) and were dropped."""
+    refused: int
+    """Messages that were refused: corrupt, of another version, run or protocol."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,6 @@ class EpisodeCollector:
 
         Raises:
             CollectTimeout: the deadline passed; the message names missing episodes.
-            WireError: corrupt frames or another version.
             ValueError: two tasks ask for the same episode.
         """
         start = time.monotonic()
@@ -114,6 +115,7 @@ class EpisodeCollector:
         arrived: dict[str, Received] = {}
         early = [self._early.pop(episode_id) for episode_id in expected if episode_id in self._early]
         duplicates = stale = wire_bytes = 0
+        refused_before = self._receiver.refused
         overlapped_s = last_s = 0.0
         next_look = start
         while len(arrived) < len(expected):
@@ -142,6 +144,7 @@ class EpisodeCollector:
                 arrived[episode.episode_id] = received
                 if on_arrival is not None:
                     on_arrival(received, len(arrived), len(expected))
+        self._receiver.mark_safe()
         groups = [
             Group(task.scene_id, tuple(arrived[task.episode_id(i)].episode for i in range(task.group_size)))
             for task in tasks
@@ -149,6 +152,7 @@ class EpisodeCollector:
         metrics = CollectMetrics(
             episodes=len(arrived), wire_bytes=wire_bytes, overlapped_s=overlapped_s, exposed_s=last_s,
             waited_s=time.monotonic() - start, duplicates=duplicates, stale=stale,
+            refused=self._receiver.refused - refused_before,
         )
         return Collected(groups, arrived, digest(groups), metrics)
 

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import struct
 import threading
 import warnings
@@ -17,11 +18,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_mtdrive.image_key import image_key
 from nemo_mtdrive.transfer.segments import RunFolder, TransferError
 
 if TYPE_CHECKING:  # the store is used by processes that need no torch, whose import takes seconds
@@ -36,7 +37,8 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
 _HEADER = struct.Struct("<8sII48x")
-_MAGIC = b"MTDIMG01"
+_MAGIC = b"MTDIMG02"
+_KEY = re.compile("[0-9a-f]{32}")
 
 
 def grid_of(image: NDArray[np.uint8]) -> tuple[int, int, int]:
@@ -151,20 +153,27 @@ class ImageStore:
         self.budget_bytes = budget_bytes
         self._path = folder.folder("images")
         self._held: dict[str, NDArray[np.uint8]] = {}
+        self._views: WeakValueDictionary[str, NDArray[np.uint8]] = WeakValueDictionary()
+        self._claims: dict[str, int] = {}
         self._mutex = threading.Lock()
 
     def put(self, key: str, image: NDArray[np.uint8]) -> bool:
-        """Keep an image and hold it; True when it was new, False when the node had it.
+        """Keep an image and hold it; True when it was new, False when the node had it. Ends a claim on it.
+
+        Args:
+            key: `image_key` of the picture that it was made of, and of the settings.
+            image: uint8 [H, W, 3], as resized for the model.
 
         Raises:
-            ValueError: `key` is not the image's content key.
+            ValueError: not such an image, or a key that is none.
             TransferError: the budget is full of images in use, or shared memory is.
         """
         with self._mutex:
-            if key in self._held or self._hold(key):
-                return False
-            self._put(key, image)
-            return True
+            new = key not in self._held and not self._hold(key)
+            if new:
+                self._write(key, image)
+            self._unclaim(key)
+            return new
 
     def get(self, key: str) -> NDArray[np.uint8]:
         """A read-only view of an image [H, W, 3], held from now on.
@@ -183,8 +192,34 @@ class ImageStore:
             if key in self._held:
                 return self._held[key]
             if not self._hold(key):
-                self._put(key, image)
+                self._write(key, image)
             return self._held.pop(key)
+
+    def claim(self, key: str) -> bool:
+        """Whether this process is the one of its node that fetches an image; until `put`, `unclaim`, or its death.
+
+        Raises:
+            ValueError: a key that is none.
+        """
+        with self._mutex:
+            while key not in self._claims:
+                path = self._path / f".want-{check_key(key)}"
+                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    os.close(file)
+                    return False
+                if os.fstat(file).st_nlink:
+                    self._claims[key] = file
+                else:  # the one before us was just done with it
+                    os.close(file)
+            return True
+
+    def unclaim(self, key: str) -> None:
+        """Let another process fetch it. Keys that are not claimed here are ignored."""
+        with self._mutex:
+            self._unclaim(key)
 
     def release(self, key: str) -> None:
         """Hold an image no more; views that were handed out stay valid. Unknown keys are ignored."""
@@ -196,10 +231,21 @@ class ImageStore:
         with self._mutex:
             self._held.clear()
 
-    close = release_all
+    def close(self) -> None:
+        """Hold and claim nothing any more. Safe to call again."""
+        with self._mutex:
+            self._held.clear()
+            for key in list(self._claims):
+                self._unclaim(key)
+
+    def _unclaim(self, key: str) -> None:
+        file = self._claims.pop(key, -1)
+        if file >= 0:
+            (self._path / f".want-{key}").unlink(missing_ok=True)
+            os.close(file)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._held or (self._path / key).exists()
+        return key in self._held or (self._path / check_key(key)).exists()
 
     @property
     def used_bytes(self) -> int:
@@ -207,9 +253,13 @@ class ImageStore:
         return sum(size for _, size, _ in self._entries())
 
     def _hold(self, key: str) -> bool:
-        """Map an image that is there and lock it, shared, for as long as the mapping lives."""
+        """Map an image that is there and lock it, shared, for as long as the mapping lives; once a process."""
+        view = self._views.get(key)
+        if view is not None:
+            self._held[key] = view
+            return True
         try:
-            file = os.open(self._path / key, os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(self._path / check_key(key), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -230,16 +280,13 @@ class ImageStore:
         if magic != _MAGIC or status.st_size != _HEADER.size + 3 * height * width:
             raise TransferError(f"image {key} in {self._path}: not an image segment; sweep the run and start again")
         pixels: NDArray[np.uint8] = np.frombuffer(mapping, np.uint8, offset=_HEADER.size)
-        self._held[key] = pixels.reshape(height, width, 3)
+        self._held[key] = self._views[key] = pixels.reshape(height, width, 3)
         return True
-
-    def _put(self, key: str, image: NDArray[np.uint8]) -> None:
-        if image_key(image) != key:
-            raise ValueError(f"image key {key}: the pixels given have key {image_key(image)}")
-        self._write(key, np.ascontiguousarray(image))
 
     def _write(self, key: str, image: NDArray[np.uint8]) -> None:
         """Make room, write beside, rename into place, hold. One process of the node at a time."""
+        grid_of(image)
+        image = np.ascontiguousarray(image)
         size = _HEADER.size + image.nbytes
         with _exclusive(self._path / ".lock"):
             if self._hold(key):
@@ -295,6 +342,13 @@ class _exclusive:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
+
+
+def check_key(key: str) -> str:
+    """The key; ValueError when it is none. A key names a file, so nothing else may come through."""
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"image key {key!r:.80}: must be 32 hex digits")
+    return key
 
 
 def _remove_if_unused(path: Path) -> bool:

@@ -4,7 +4,7 @@
     worker 1 --+--> rank 1        (tensor-parallel ranks need the same data)
 
 * `shm`: episodes over a socket, images through the node's `ImageStore`, once a node;
-* `zmq`: episodes and images over the socket, an image once per receiver;
+* `zmq`: episodes and images over the socket, an image once a node that receives;
 * `baseline`: what IPSS replaces (`transfer.ipss=false`), as verl's first path: wait for the whole batch, then serialise
   it at once with float32 pixel_values per rollout, nothing shared.
 
@@ -95,16 +95,23 @@ class EpisodeReceiver(Protocol):
 
     endpoint: str
     """The address that senders connect to; a port of 0 has become the real one."""
+    refused: int
+    """Messages that were refused so far: corrupt, of another version, run or protocol."""
 
     def receive(self, timeout_s: float) -> Received:
         """The next episode with its images, in order of arrival. The same episode may come twice after a reconnect.
 
-        Waits for a sender; its images are asked for and waited for as well.
+        Waits for a sender; its images are asked for and waited for as well. What is no message of this run and version
+        is refused at its sender, counted and logged.
 
         Raises:
             ReceiveTimeout: no whole episode within `timeout_s`.
-            WireError: corrupt frames or another version.
+            TransferError: no room for images.
         """
+
+    def mark_safe(self) -> None:
+        """Say that all episodes received so far are safe. Until then their senders keep them, and send them again
+        when this receiver dies and another takes its address."""
 
     def close(self) -> None:
         """Free the socket and the images. Safe to call again."""
@@ -157,18 +164,16 @@ def open_receiver(
         kind: `LINK_KINDS`; must be the senders' kind.
         endpoint: where to listen; tcp://127.0.0.1:0 takes a free port.
         run_id: names the run; senders of another run are refused.
-        shm_root: where shared memory is (shm only).
-        image_budget_bytes: what images may take: of the run on this node (shm), of this rank (zmq).
+        shm_root: where shared memory is.
+        image_budget_bytes: what the run's images may take on this node.
         keep_frames: keep what came, for `Received.decode_again`.
 
     Raises:
         ValueError: unknown kind.
         TransferError: the address is taken, or shared memory is not there.
     """
-    from nemo_mtdrive.transfer import shm, zmq
+    from nemo_mtdrive.transfer import zmq
 
-    if kind == "shm":
-        return shm.ShmReceiver(endpoint, run_id, shm_root, image_budget_bytes, keep_frames)
-    if kind in ("zmq", "baseline"):
-        return zmq.ZmqReceiver(endpoint, run_id, zmq.MemoryImages(image_budget_bytes), keep_frames)
+    if kind in LINK_KINDS:
+        return zmq.ZmqReceiver(endpoint, run_id, shm_root, image_budget_bytes, keep_frames)
     raise ValueError(f"transfer.link={kind}: set it to one of {', '.join(LINK_KINDS)}")

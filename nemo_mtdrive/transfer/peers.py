@@ -1,44 +1,32 @@
-"""The sending half of a link: one thread that owns the sockets, keeps what is not yet taken, and notices lost peers.
+"""The sending half of a link: one thread that owns the sockets, keeps what is not yet safe, and notices lost peers.
 
-Messages, first frame = kind. Sender to receiver:
-
-    E  run id, number, episode frames (`wire`)              one episode
-    B  run id, number, msgpack frame counts, frames of all  a whole batch (baseline)
-    I  key, shape, pixels                                   an image that was asked for
-
-Receiver to sender:
-
-    A  number                                               taken: it and its images are in the receiver's hands
-    N  msgpack keys                                         images that the receiver's node lacks: please send
-    R  reason                                               refused: the sender's work fails with this reason
-
-Delivery is at least once: after a reconnect all that is not acknowledged goes again, and `collect` drops doubles.
+Delivery is at least once: what a receiver has not called safe goes to it again after a reconnect, and `collect` drops
+doubles. So a receiver may die in the middle of a step and another take its place; see `messages` for what is said.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import struct
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgpack
 import numpy as np
 import zmq
 from numpy.typing import NDArray
 from zmq.utils.monitor import recv_monitor_message
 
+from nemo_mtdrive.transfer.messages import Message, pack, unpack
 from nemo_mtdrive.transfer.segments import TransferError
-from nemo_mtdrive.transfer.wire import Frame
+from nemo_mtdrive.transfer.wire import Frame, WireError
 
-EPISODE, BATCH, IMAGE, TAKEN, NEED, REFUSED = b"E", b"B", b"I", b"A", b"N", b"R"
-NUMBER = struct.Struct("<Q")
-SHAPE = struct.Struct("<III")
+_LOG = logging.getLogger(__name__)
 _TICK_MS = 200
 _HEARTBEAT_MS = 2_000
 _HEARTBEAT_TIMEOUT_MS = 30_000
@@ -62,6 +50,9 @@ class _Peer:
     socket: zmq.Socket[bytes]
     monitor: zmq.Socket[bytes]
     pending: dict[int, _Delivery] = field(default_factory=dict)
+    """By number: sent and not taken."""
+    taken: dict[int, _Delivery] = field(default_factory=dict)
+    """By number: taken, and not yet safe there."""
     connected: bool = False
     was_connected: bool = False
     away_since: float = field(default_factory=time.monotonic)
@@ -79,7 +70,9 @@ class Outbox:
 
     def __init__(self, endpoints: Sequence[str], run_id: str, in_flight: int, lost_after_s: float) -> None:
         self.wire_bytes = 0
-        self._run_id = run_id.encode()
+        self.refused = 0
+        """Answers that were no message of this protocol."""
+        self._run_id = run_id
         self._in_flight = in_flight
         self._lost_after_s = lost_after_s
         self._changed = threading.Condition()
@@ -94,8 +87,16 @@ class Outbox:
         self._thread = threading.Thread(target=self._run, name="episode-link", daemon=True)
         self._thread.start()
 
-    def post(self, kind: bytes, frames: Sequence[Frame], images: Mapping[str, NDArray[np.uint8]]) -> None:
+    def post(
+        self, kind: str, values: Sequence[Any], frames: Sequence[Frame], images: Mapping[str, NDArray[np.uint8]]
+    ) -> None:
         """Send a message to all receivers; waits while `in_flight` deliveries are open.
+
+        Args:
+            kind: of the message, see `messages`; its number is added.
+            values: what stands in its envelope behind the number.
+            frames: what follows the envelope.
+            images: what its receivers may ask for.
 
         Raises:
             TransferError: the link has failed or is closed.
@@ -104,7 +105,7 @@ class Outbox:
             self._changed.wait_for(lambda: self._open < self._in_flight or self._failure or self._closing)
             self._raise_failure()
             number, self._numbered = self._numbered, self._numbered + 1
-            message = [kind, self._run_id, NUMBER.pack(number), *frames]
+            message = [pack(kind, self._run_id, number, *values), *frames]
             self._open += 1
             self._queue.append((number, _Delivery(message, images, len(self._peers))))
             self._wake()
@@ -206,30 +207,52 @@ class Outbox:
             peer.connected, peer.away_since = False, time.monotonic()
             return
         if peer.was_connected:
-            for delivery in peer.pending.values():
+            for delivery in (*peer.taken.values(), *peer.pending.values()):
                 self._send(peer, delivery.message)
         peer.connected = peer.was_connected = True
 
-    def _answer(self, peer: _Peer, message: list[bytes]) -> None:
-        kind, content = message
-        if kind == REFUSED:
-            raise TransferError(f"{peer.endpoint} refuses: {content.decode(errors='replace')}")
-        if kind == NEED:
-            for key in msgpack.unpackb(content):
+    def _answer(self, peer: _Peer, frames: list[bytes]) -> None:
+        try:
+            message = unpack(frames[0])
+        except WireError as error:
+            self.refused += 1
+            if "version" in str(error):
+                raise TransferError(f"training rank at {peer.endpoint}: {error}") from error
+            _LOG.warning("refused from %s: %s", peer.endpoint, error)
+            return
+        self._follow_answer(peer, message)
+
+    def _follow_answer(self, peer: _Peer, message: Message) -> None:
+        if message.kind == "refused":
+            raise TransferError(f"{peer.endpoint} refuses: {message.values[0]}")
+        if message.kind == "need":
+            for key in message.values[0]:
                 self._send_image(peer, key)
-        elif kind == TAKEN and (delivery := peer.pending.pop(NUMBER.unpack(content)[0], None)):
-            delivery.waiting -= 1
-            if not delivery.waiting:
-                with self._changed:
-                    self._open -= 1
-                    self._changed.notify_all()
+        elif message.kind == "taken":
+            self._note_taken(peer, message.values[0])
+        elif message.kind == "safe":
+            for number in message.values[0]:
+                self._note_taken(peer, number)
+                peer.taken.pop(number, None)
+
+    def _note_taken(self, peer: _Peer, number: int) -> None:
+        delivery = peer.pending.pop(number, None)
+        if delivery is None:  # it was sent again after a reconnect
+            return
+        peer.taken[number] = delivery
+        delivery.waiting -= 1
+        if not delivery.waiting:
+            with self._changed:
+                self._open -= 1
+                self._changed.notify_all()
 
     def _send_image(self, peer: _Peer, key: str) -> None:
-        """Send an image of any delivery that the peer has not taken; one it has taken needs none any more."""
-        for delivery in peer.pending.values():
+        """Send an image of any delivery that is not safe there; what is safe needs none any more."""
+        for delivery in (*peer.pending.values(), *peer.taken.values()):
             if key in delivery.images:
                 image = np.ascontiguousarray(delivery.images[key])
-                self._send(peer, [IMAGE, key.encode(), SHAPE.pack(*image.shape), image.reshape(-1).data])
+                pixels = image.reshape(-1).data
+                self._send(peer, [pack("image", self._run_id, key, list(image.shape), zlib.crc32(pixels)), pixels])
                 return
 
     def _check_alive(self, peer: _Peer) -> None:

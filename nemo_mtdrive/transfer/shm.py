@@ -1,7 +1,6 @@
 """Episodes over a socket, images through shared memory: one copy a node, mapped by every process that needs it.
 
-A receiver on another node does not find the key in its node's store, asks for the pixels as with `zmq`, and stores them
-for all receivers there.
+A receiver on another node does not find the key in its node's store, and asks for the pixels as with `zmq`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from nemo_mtdrive.transfer.images import ImageStore
 from nemo_mtdrive.transfer.segments import RunFolder
-from nemo_mtdrive.transfer.zmq import ZmqReceiver, ZmqSender
+from nemo_mtdrive.transfer.zmq import ZmqSender
 
 
 class ShmSender(ZmqSender):
@@ -36,16 +35,3 @@ class ShmSender(ZmqSender):
     def _hold(self, images: Mapping[str, NDArray[np.uint8]]) -> Mapping[str, NDArray[np.uint8]]:
         """Views of shared memory: they keep the images from eviction until all receivers have mapped them."""
         return {key: self._store.share(key, image) for key, image in images.items()}
-
-
-class ShmReceiver(ZmqReceiver):
-    """`link.EpisodeReceiver` with images in shared memory. Arguments as `link.open_receiver`."""
-
-    def __init__(self, endpoint: str, run_id: str, root: Path, budget_bytes: int, keep_frames: bool) -> None:
-        self._folder = RunFolder(root, run_id)
-        super().__init__(endpoint, run_id, ImageStore(self._folder, budget_bytes), keep_frames)
-
-    def close(self) -> None:
-        """See `link.EpisodeReceiver.close`."""
-        super().close()
-        self._folder.close()

@@ -1,83 +1,32 @@
-"""Episodes and images over sockets (tcp between nodes, ipc on one); an image travels once per receiver.
-
-Images are pulled: an episode goes without them, and the receiver asks for the keys that it lacks. So it does not matter
-which worker sent a key before, or what the receiver has dropped since.
-"""
+"""Episodes and images over sockets (tcp between nodes, ipc on one); an image crosses the network once a node."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections import OrderedDict, deque
+import zlib
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
-import msgpack
 import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from nemo_mtdrive.image_key import image_key
-from nemo_mtdrive.telemetry.spans import span
 from nemo_mtdrive.transfer import wire
+from nemo_mtdrive.transfer.fetch import LOOK_S, ImageFetcher
+from nemo_mtdrive.transfer.images import ImageStore
 from nemo_mtdrive.transfer.link import Received, ReceiveTimeout
-from nemo_mtdrive.transfer.peers import BATCH, EPISODE, IMAGE, NEED, REFUSED, SHAPE, TAKEN, Outbox
-from nemo_mtdrive.transfer.segments import TransferError
+from nemo_mtdrive.transfer.messages import Message, pack, unpack
+from nemo_mtdrive.transfer.peers import Outbox
+from nemo_mtdrive.transfer.segments import RunFolder, TransferError
 from nemo_mtdrive.types import Episode
 
-_ASK_AGAIN_S = 5.0
-"""An image that was asked for and did not come is asked for again after this; its first sender may have died."""
-
-
-class ImageDepot(Protocol):
-    """Where a receiver keeps images by key: `images.ImageStore`, or `MemoryImages`."""
-
-    def put(self, key: str, image: NDArray[np.uint8]) -> bool:
-        """Keep an image; ValueError when the pixels have another key."""
-
-    def get(self, key: str) -> NDArray[np.uint8]:
-        """The image; KeyError when it is not there."""
-
-    def release(self, key: str) -> None:
-        """Views keep what they need; the rest may go."""
-
-    def close(self) -> None:
-        """Hold nothing any more."""
-
-
-class MemoryImages:
-    """Images of this process by key, least recently used ones dropped first beyond the byte budget."""
-
-    def __init__(self, budget_bytes: int) -> None:
-        self.budget_bytes = budget_bytes
-        self._images: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
-        self._bytes = 0
-
-    def put(self, key: str, image: NDArray[np.uint8]) -> bool:
-        """Keep an image, without copying; True when it was new. ValueError when the pixels have another key."""
-        if key in self._images:
-            return False
-        if image_key(image) != key:
-            raise ValueError(f"image key {key}: the pixels given have key {image_key(image)}")
-        self._images[key] = image
-        self._bytes += image.nbytes
-        while self._bytes > self.budget_bytes and len(self._images) > 1:
-            _, dropped = self._images.popitem(last=False)
-            self._bytes -= dropped.nbytes
-        return True
-
-    def get(self, key: str) -> NDArray[np.uint8]:
-        """The image [H, W, 3]; KeyError when it is not there."""
-        self._images.move_to_end(key)
-        return self._images[key]
-
-    def release(self, key: str) -> None:
-        """Nothing to do: views hold their memory, the budget bounds the rest."""
-
-    def close(self) -> None:
-        """Forget all."""
-        self._images.clear()
-        self._bytes = 0
+_LOG = logging.getLogger(__name__)
+_REASONS_LOGGED = 20
+"""Refusals beyond so many different reasons are counted only."""
 
 
 class ZmqSender:
@@ -95,7 +44,7 @@ class ZmqSender:
         """See `link.EpisodeSender.send`."""
         if missing := set(episode.image_keys) - set(images):
             raise TransferError(f"episode {episode.episode_id}: no image given for {', '.join(sorted(missing))}")
-        self._outbox.post(EPISODE, wire.encode(episode), self._hold(images))
+        self._outbox.post("episode", [], wire.encode(episode), self._hold(images))
 
     def flush(self, timeout_s: float) -> None:
         """See `link.EpisodeSender.flush`."""
@@ -115,7 +64,7 @@ class _Partial:
     """An episode that came and waits for images."""
 
     sender: bytes
-    number: bytes
+    number: int
     episode: Episode
     frames: tuple[wire.Frame, ...]
     images: dict[str, NDArray[Any]]
@@ -127,20 +76,26 @@ class _Partial:
 class ZmqReceiver:
     """`link.EpisodeReceiver` over a socket. Works in `receive` alone, in the caller's thread.
 
+    What is no message of this run and version is refused: its sender is told, `refused` counts it, one line is logged.
+
     Args:
         endpoint: where to listen.
         run_id: messages of other runs are refused.
-        depot: where images are kept; belongs to the receiver from now on.
+        root: where shared memory is.
+        budget_bytes: what the run's images may take on this node.
         keep_frames: keep what came, for `Received.decode_again`.
     """
 
-    def __init__(self, endpoint: str, run_id: str, depot: ImageDepot, keep_frames: bool) -> None:
+    def __init__(self, endpoint: str, run_id: str, root: Path, budget_bytes: int, keep_frames: bool) -> None:
+        self.refused = 0
         self._run_id = run_id
-        self._depot = depot
         self._keep_frames = keep_frames
+        self._folder = RunFolder(root, run_id)
+        self._fetcher = ImageFetcher(ImageStore(self._folder, budget_bytes), self._ask)
         self._waiting: list[_Partial] = []
-        self._asked: dict[str, float] = {}
-        self._ready: deque[Received] = deque()
+        self._ready: deque[tuple[Received, bytes, int]] = deque()
+        self._unsafe: dict[bytes, list[int]] = {}
+        self._reasons: set[str] = set()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 1000)  # the last acknowledgements still go out
@@ -149,6 +104,7 @@ class ZmqReceiver:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
+            self._folder.close()
             raise TransferError(f"cannot listen at {endpoint}: {error}; set a free address, or port 0") from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
@@ -157,131 +113,134 @@ class ZmqReceiver:
         deadline = time.monotonic() + timeout_s
         while not self._ready:
             left_s = deadline - time.monotonic()
-            if self._socket.poll(int(1000 * max(0.0, min(left_s, 1.0)))):
-                with span("transfer"):
-                    self._handle([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
+            wait_s = min(left_s, LOOK_S if self._fetcher.waits_for_others else 1.0)
+            if self._socket.poll(int(1000 * max(0.0, wait_s))):
+                self._handle([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
             elif left_s <= 0:
                 waiting = f"; {len(self._waiting)} wait for images" if self._waiting else ""
                 raise ReceiveTimeout(f"no episode at {self.endpoint} within {timeout_s:g} s{waiting}")
-            self._ask_again()
-        return self._ready.popleft()
+            if self._waiting:
+                for key, image in self._fetcher.look().items():
+                    self._fill(key, image)
+                self._deliver_complete()
+        received, sender, number = self._ready.popleft()
+        self._unsafe.setdefault(sender, []).append(number)
+        return received
+
+    def mark_safe(self) -> None:
+        """See `link.EpisodeReceiver.mark_safe`."""
+        for sender, numbers in self._unsafe.items():
+            self._answer(sender, "safe", numbers)
+        self._unsafe.clear()
 
     def close(self) -> None:
         """See `link.EpisodeReceiver.close`."""
         self._waiting.clear()
-        self._depot.close()
+        self._fetcher.close()
+        self._folder.close()
         if not self._socket.closed:
             self._socket.close()
             self._context.term()
 
-    def _handle(self, message: list[memoryview]) -> None:
-        sender, kind, *rest = message
-        answer_to = bytes(sender)
-        if bytes(kind) == IMAGE and len(rest) == 3:
-            self._take_image(answer_to, *rest)
-        elif bytes(kind) in (EPISODE, BATCH) and len(rest) >= 3:
-            self._take_delivery(answer_to, bytes(kind), rest)
-        else:
-            self._answer(answer_to, REFUSED, b"message of another protocol")
-
-    def _take_delivery(self, sender: bytes, kind: bytes, rest: list[memoryview]) -> None:
-        run_id, number, frames = bytes(rest[0]).decode(errors="replace"), bytes(rest[1]), rest[2:]
-        if run_id != self._run_id:
-            self._answer(sender, REFUSED, f"this is run {self._run_id}, not {run_id}".encode())
-            return
+    def _handle(self, frames: list[memoryview]) -> None:
+        sender = bytes(frames[0])
         try:
-            if kind == EPISODE:
-                self._take_episode(sender, number, frames)
-            else:
-                self._take_batch(frames)
-                self._answer(sender, TAKEN, number)
+            if len(frames) < 2:
+                raise wire.WireError("an empty message: another protocol at this endpoint")
+            message = unpack(frames[1])
+            if message.run_id != self._run_id:
+                raise wire.WireError(f"this is run {self._run_id}, not {message.run_id}")
+            self._take(sender, message, frames[2:])
         except wire.WireError as error:
-            self._answer(sender, REFUSED, str(error).encode())
-            raise
+            self._refuse(sender, str(error))
 
-    def _take_episode(self, sender: bytes, number: bytes, frames: list[memoryview]) -> None:
+    def _take(self, sender: bytes, message: Message, frames: list[memoryview]) -> None:
+        if message.kind == "episode":
+            self._take_episode(sender, message.values[0], frames)
+        elif message.kind == "batch":
+            number, counts = message.values
+            self._take_batch(sender, number, counts, frames)
+        elif message.kind == "image" and len(frames) == 1:
+            key, shape, checksum = message.values
+            self._take_image(key, shape, checksum, frames[0])
+        else:
+            raise wire.WireError(f"message of kind {message.kind!r} is none for a receiver")
+
+    def _take_episode(self, sender: bytes, number: int, frames: list[memoryview]) -> None:
         start = time.perf_counter()
         episode, _ = wire.decode(frames)
-        images, missing = {}, set()
-        for key in episode.image_keys:
-            try:
-                images[key] = self._depot.get(key)
-                self._depot.release(key)
-            except KeyError:
-                missing.add(key)
+        try:
+            images = self._fetcher.find(sender, episode.image_keys)
+        except ValueError as error:
+            raise wire.WireError(f"episode {episode.episode_id}: {error}") from error
+        missing = set(episode.image_keys) - set(images)
         size, seconds = sum(frame.nbytes for frame in frames), time.perf_counter() - start
-        partial = _Partial(sender, number, episode, tuple(frames), images, missing, size, seconds)
-        self._waiting.append(partial)
-        self._ask(partial, missing - set(self._asked))
+        self._waiting.append(_Partial(sender, number, episode, tuple(frames), dict(images), missing, size, seconds))
         self._deliver_complete()
 
-    def _take_batch(self, frames: list[memoryview]) -> None:
+    def _take_batch(self, sender: bytes, number: int, counts: list[int], frames: list[memoryview]) -> None:
         """Baseline: all episodes of a batch at once, each with its own pixels."""
-        try:
-            counts = [int(count) for count in msgpack.unpackb(frames[0])]
-        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-            raise wire.WireError(f"batch header: {error}") from error
-        if min(counts, default=1) < 1 or sum(counts) != len(frames) - 1:
-            raise wire.WireError(f"batch of {sum(counts)} frames came in {len(frames) - 1}: cut short")
-        start = 1
+        if min(counts, default=1) < 1 or sum(counts) != len(frames):
+            raise wire.WireError(f"batch of {sum(counts)} frames came in {len(frames)}: cut short")
+        start = 0
+        arrived = []
         for count in counts:
             began = time.perf_counter()
             part = tuple(frames[start : start + count])
             episode, pixels = wire.decode(part)
             # Own copies, as an unpickled batch has: the message's memory is not kept by one slow reader.
             pixels = {key: np.array(values) for key, values in pixels.items()}
-            size = sum(frame.nbytes for frame in part)
-            self._push(episode, pixels, size, time.perf_counter() - began, part)
+            size = sum(memoryview(frame).nbytes for frame in part)
+            arrived.append(self._received(episode, pixels, size, time.perf_counter() - began, part))
             start += count
+        self._ready += [(received, sender, number) for received in arrived]
+        self._answer(sender, "taken", number)
 
-    def _take_image(self, sender: bytes, key_frame: memoryview, shape: memoryview, pixels: memoryview) -> None:
+    def _take_image(self, key: str, shape: list[int], checksum: int, pixels: memoryview) -> None:
         start = time.perf_counter()
-        key = bytes(key_frame).decode(errors="replace")
-        if not any(key in partial.missing for partial in self._waiting):
+        if not self._fetcher.wants(key):
             return  # it came twice, or its episode was dropped
+        if zlib.crc32(pixels) != checksum:
+            raise wire.WireError(f"image {key:.40}: checksum differs, the frame is corrupt")
         try:
-            image: NDArray[np.uint8] = np.frombuffer(pixels, np.uint8).reshape(SHAPE.unpack(shape))
-            self._depot.put(key, image)
+            kept = self._fetcher.put(key, np.frombuffer(pixels, np.uint8).reshape(shape))
         except ValueError as error:
-            self._answer(sender, REFUSED, str(error).encode())
-            raise wire.WireError(f"image {key}: {error}") from error
-        self._asked.pop(key, None)
-        kept = self._depot.get(key)
-        self._depot.release(key)
-        first = next(partial for partial in self._waiting if key in partial.missing)
+            raise wire.WireError(f"image {key:.40}: {error}") from error
+        first = next(partial for partial in self._waiting if key in partial.missing)  # which made it travel
         first.wire_bytes += pixels.nbytes
         first.decode_s += time.perf_counter() - start
+        self._fill(key, kept)
+        self._deliver_complete()
+
+    def _fill(self, key: str, image: NDArray[np.uint8]) -> None:
         for partial in self._waiting:
             if key in partial.missing:
                 partial.missing.remove(key)
-                partial.images[key] = kept
-        self._deliver_complete()
+                partial.images[key] = image
 
     def _deliver_complete(self) -> None:
         complete = [partial for partial in self._waiting if not partial.missing]
+        if not complete:
+            return
         self._waiting = [partial for partial in self._waiting if partial.missing]
         for partial in complete:
-            self._push(partial.episode, partial.images, partial.wire_bytes, partial.decode_s, partial.frames)
-            self._answer(partial.sender, TAKEN, partial.number)
+            received = self._received(partial.episode, partial.images, partial.wire_bytes, partial.decode_s, partial.frames)
+            self._ready.append((received, partial.sender, partial.number))
+            self._answer(partial.sender, "taken", partial.number)
 
-    def _push(self, episode: Episode, images: Mapping[str, NDArray[Any]], size: int, seconds: float,
-              frames: tuple[wire.Frame, ...]) -> None:
-        self._ready.append(Received(episode, images, size, seconds, frames if self._keep_frames else ()))
+    def _received(self, episode: Episode, images: Mapping[str, NDArray[Any]], size: int, seconds: float,
+                  frames: tuple[wire.Frame, ...]) -> Received:
+        return Received(episode, images, size, seconds, frames if self._keep_frames else ())
 
-    def _ask(self, partial: _Partial, keys: set[str]) -> None:
-        if keys:
-            self._asked.update(dict.fromkeys(keys, time.monotonic()))
-            self._answer(partial.sender, NEED, msgpack.packb(sorted(keys)))
+    def _ask(self, sender: bytes, keys: list[str]) -> None:
+        self._answer(sender, "need", keys)
 
-    def _ask_again(self) -> None:
-        late = {key for key, asked in self._asked.items() if time.monotonic() - asked > _ASK_AGAIN_S}
-        if late:
-            for partial in self._waiting:
-                self._ask(partial, partial.missing & late)
-            wanted = {key for partial in self._waiting for key in partial.missing}
-            self._asked = {key: asked for key, asked in self._asked.items() if key in wanted}
+    def _refuse(self, sender: bytes, reason: str) -> None:
+        self.refused += 1
+        if reason not in self._reasons and len(self._reasons) < _REASONS_LOGGED:
+            self._reasons.add(reason)
+            _LOG.warning("refused at %s: %s", self.endpoint, reason)
+        self._answer(sender, "refused", reason)
 
-    def _answer(self, sender: bytes, kind: bytes, content: bytes) -> None:
-        self._socket.send_multipart([sender, kind, content])  # a ROUTER drops answers to senders that are gone
-
-
+    def _answer(self, sender: bytes, kind: str, *values: Any) -> None:
+        self._socket.send_multipart([sender, pack(kind, self._run_id, *values)])  # dropped when the sender is gone

@@ -62,6 +62,13 @@ def hold_image(pipe: Connection, root: Path, key: str) -> None:
         pipe.send("released")
 
 
+def claim_image(pipe: Connection, root: Path, key: str) -> None:
+    """Claim an image, say whether that went well, and keep it until killed."""
+    with RunFolder(root, RUN) as folder:
+        pipe.send(ImageStore(folder, 1 << 20).claim(key))
+        pipe.recv()
+
+
 def send_group(kind: LinkKind, endpoints: list[str], root: Path, number: int) -> None:
     """A worker: stream the group of one scene through the thread pool."""
     task, image = make_task(f"scene-{number}"), make_image(number)

@@ -25,14 +25,19 @@ class Arrivals:
     """A receiver whose episodes are given."""
 
     endpoint = "test"
+    refused = 0
 
     def __init__(self, episodes: Sequence[Episode]) -> None:
         self._episodes = list(episodes)
+        self.left_at_safe: list[int] = []
 
     def receive(self, timeout_s: float) -> Received:
         if not self._episodes:
             raise ReceiveTimeout
         return Received(self._episodes.pop(0), {}, wire_bytes=10, decode_s=0.25)
+
+    def mark_safe(self) -> None:
+        self.left_at_safe.append(len(self._episodes))
 
     def close(self) -> None:
         self._episodes.clear()
@@ -70,6 +75,16 @@ def test_repeats_and_strangers_are_counted() -> None:
     arriving = [STALE, EPISODES[0], EPISODES[0], STALE, *EPISODES]
     metrics = EpisodeCollector(Arrivals(arriving)).collect(TASKS, deadline_s=0).metrics
     assert (metrics.duplicates, metrics.stale, metrics.episodes) == (2, 2, 7)
+
+
+def test_episodes_are_safe_when_the_step_is_whole_and_not_before() -> None:
+    arrivals = Arrivals([*EPISODES[:3], EPISODES[0]])
+    with pytest.raises(CollectTimeout):
+        EpisodeCollector(arrivals).collect(TASKS, deadline_s=0)
+    assert arrivals.left_at_safe == []
+    arrivals = Arrivals([*EPISODES, EPISODES[0]])
+    EpisodeCollector(arrivals).collect(TASKS, deadline_s=0)
+    assert arrivals.left_at_safe == [1]
 
 
 def test_what_comes_early_is_kept_for_the_tasks_that_will_ask_for_it() -> None:

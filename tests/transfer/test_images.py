@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from nemo_mtdrive.transfer.images import ImageStore, grid_of, patchify, pixel_va
 from nemo_mtdrive.transfer.segments import RunFolder, TransferError
 
 from .make_episodes import make_image
-from .processes import finish, hold_image, start_with_answer
+from .processes import claim_image, finish, hold_image, start_with_answer
 
 SIZE = 64 + 56 * 84 * 3
 """Bytes of one stored test image."""
@@ -150,8 +152,31 @@ def test_the_least_recently_used_image_goes_first(run_folder: RunFolder) -> None
     assert [key in store for key in keys] == [True, False, True]
 
 
-def test_pixels_under_a_wrong_key_are_refused(run_folder: RunFolder) -> None:
+@pytest.mark.parametrize("key, image", [("../x", make_image(0)), ("0" * 31, make_image(0)), ("0" * 32, make_image(0, 54))])
+def test_what_is_no_key_or_no_image_of_the_model_is_refused(run_folder: RunFolder, key: str, image: np.ndarray) -> None:
     store = ImageStore(run_folder, 1 << 20)
-    with pytest.raises(ValueError, match="the pixels given have key"):
-        store.put("0" * 32, make_image(0))
+    with pytest.raises(ValueError, match=r"must be 32 hex digits|multiples of 28"):
+        store.put(key, image)
     assert store.used_bytes == 0
+
+
+def test_one_process_of_a_node_has_the_claim_on_an_image(run_folder: RunFolder, shm_root: Path) -> None:
+    store, other = ImageStore(run_folder, 1 << 20), ImageStore(run_folder, 1 << 20)
+    key = image_key(make_image(0))
+    assert store.claim(key) and store.claim(key) and not other.claim(key)
+    store.unclaim(key)
+    assert other.claim(key) and not store.claim(key)
+    other.put(key, make_image(0))
+    assert store.claim(key), "a claim ends when the image is there"
+    process, pipe = start_with_answer(claim_image, shm_root, image_key(make_image(1)))
+    assert pipe.recv() is True and not store.claim(image_key(make_image(1)))
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    assert store.claim(image_key(make_image(1))), "a dead process claims nothing"
+
+
+def test_an_image_is_mapped_once_a_process(run_folder: RunFolder) -> None:
+    store = ImageStore(run_folder, 1 << 20)
+    image = make_image(0)
+    views = [store.share(image_key(image), image) for _ in range(3)] + [store.get(image_key(image))]
+    assert len({id(view) for view in views}) == 1

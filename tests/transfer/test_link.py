@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import pytest
 import torch
 import zmq
 
 from nemo_mtdrive.image_key import image_key
-from nemo_mtdrive.transfer import wire
+from nemo_mtdrive.transfer import messages, wire
 from nemo_mtdrive.transfer.collect import Collected, EpisodeCollector
 from nemo_mtdrive.transfer.images import patchify, pixel_values
 from nemo_mtdrive.transfer.link import (
@@ -30,9 +32,8 @@ from nemo_mtdrive.transfer.link import (
     open_receiver,
     open_sender,
 )
-from nemo_mtdrive.transfer.peers import EPISODE, NEED, NUMBER, REFUSED
+from nemo_mtdrive.transfer.messages import pack, unpack
 from nemo_mtdrive.transfer.segments import TransferError
-from nemo_mtdrive.transfer.wire import WireError
 
 from .conftest import RUN
 from .make_episodes import assert_same_episode, make_episode, make_image, make_task
@@ -51,7 +52,7 @@ class Links:
         self._stack = stack
 
     def receiver(self, kind: LinkKind, endpoint: str = "tcp://127.0.0.1:0", **change: Any) -> EpisodeReceiver:
-        options = {"shm_root": self._root, "image_budget_bytes": 1 << 20, "keep_frames": True} | change
+        options: dict[str, Any] = {"shm_root": self._root, "image_budget_bytes": 1 << 20, "keep_frames": True} | change
         receiver = open_receiver(kind, endpoint, RUN, **options)
         self._stack.callback(receiver.close)
         return receiver
@@ -60,7 +61,8 @@ class Links:
         return self.sender_to(kind, [receiver.endpoint for receiver in receivers], run_id, **change)
 
     def sender_to(self, kind: LinkKind, endpoints: list[str], run_id: str = RUN, **change: Any) -> EpisodeSender:
-        options = {"in_flight": 8, "lost_after_s": 10.0, "shm_root": self._root, "image_budget_bytes": 1 << 20} | change
+        options: dict[str, Any] = {"in_flight": 8, "lost_after_s": 10.0, "shm_root": self._root,
+                                   "image_budget_bytes": 1 << 20} | change
         sender = open_sender(kind, endpoints, run_id, **options)
         self._stack.callback(sender.close)
         return sender
@@ -108,30 +110,67 @@ def test_streaming_and_baseline_give_the_same_step(links: Links) -> None:
 
 def test_an_image_travels_once_at_most(links: Links) -> None:
     """Bytes on the wire: shm none of the pixels, zmq each image once, baseline eight bytes a pixel and rollout."""
-    sizes = {kind: transfer(links, kind, [links.receiver(kind)])[0].metrics.wire_bytes for kind in LINK_KINDS}
+    kinds: list[LinkKind] = ["zmq", "shm", "baseline"]  # with zmq last the images would be on the node already
+    sizes = {kind: transfer(links, kind, [links.receiver(kind)])[0].metrics.wire_bytes for kind in kinds}
     image = IMAGES[0].nbytes
     assert sizes["zmq"] == sizes["shm"] + 3 * image
     assert sizes["baseline"] > sizes["shm"] + 3 * 4 * 8 * image
     assert sizes["shm"] < sizes["baseline"] / 30
 
 
+def send_and_receive(sender: EpisodeSender, receiver: EpisodeReceiver, number: int, index: int = 0) -> int:
+    """Send an episode of a scene and check its image at the other end; the bytes that it took."""
+    key = image_key(IMAGES[number])
+    sender.send(make_episode(TASKS[number], index, IMAGES[number]), {key: IMAGES[number]})
+    received = receiver.receive(10)
+    assert (received.images[key] == IMAGES[number]).all()
+    return received.wire_bytes
+
+
 def test_an_image_that_was_dropped_is_asked_for_again(links: Links) -> None:
-    receiver = links.receiver("zmq", image_budget_bytes=1)
+    receiver = links.receiver("zmq", image_budget_bytes=IMAGES[0].nbytes + 64)  # room for one
     sender = links.sender("zmq", receiver)
-    for number in (0, 1, 0):
-        sender.send(make_episode(TASKS[number], 0, IMAGES[number]), {image_key(IMAGES[number]): IMAGES[number]})
-        received = receiver.receive(10)
-        assert (received.images[image_key(IMAGES[number])] == IMAGES[number]).all()
+    sizes = [send_and_receive(sender, receiver, number, index) for index, number in enumerate((0, 0, 1, 0))]
+    assert [size > IMAGES[0].nbytes for size in sizes] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("kind", STREAMING)
+def test_an_image_crosses_the_network_once_a_node(links: Links, shm_root: Path, tmp_path: Path, kind: LinkKind) -> None:
+    """Four ranks on two other nodes (another root of shared memory is another node), two workers with the same images."""
+    roots = [tmp_path / "node-1", tmp_path / "node-2"]
+    for root in roots:
+        root.mkdir()
+    receivers = [links.receiver(kind, shm_root=root) for root in roots for _ in range(2)]
+    senders = [links.sender(kind, *receivers) for _ in range(2)]
+
+    def send(worker: int) -> None:
+        for task, image in zip(TASKS, IMAGES, strict=True):
+            for index in range(worker, task.group_size, 2):
+                senders[worker].send(make_episode(task, index, image), {image_key(image): image})
+        senders[worker].flush(60)
+
+    with ThreadPoolExecutor(6) as pool:
+        sent = [pool.submit(send, worker) for worker in range(2)]
+        found = [pool.submit(EpisodeCollector(receiver).collect, TASKS, deadline_s=60) for receiver in receivers]
+        collected = [each.result() for each in found]
+        for done in sent:
+            done.result()
+    assert len({each.digest for each in collected}) == 1
+    on_wire = sum(each.metrics.wire_bytes for each in collected)
+    episodes = 4 * sum(
+        len(frame) for task, image in zip(TASKS, IMAGES, strict=True) for index in range(task.group_size)
+        for frame in wire.encode(make_episode(task, index, image)))
+    assert on_wire - episodes == len(roots) * sum(image.nbytes for image in IMAGES)
+    for each in collected:
+        for group, image in zip(each.groups, IMAGES, strict=True):
+            assert all((each.image(one.episode_id, one.image_keys[0]) == image).all() for one in group.episodes)
 
 
 def test_a_node_without_the_image_gets_it_over_the_socket(links: Links, tmp_path: Path) -> None:
     receiver = links.receiver("shm", shm_root=tmp_path)  # another root is another node
     sender = links.sender("shm", receiver)
-    for index in range(2):
-        sender.send(make_episode(TASKS[0], index, IMAGES[0]), {image_key(IMAGES[0]): IMAGES[0]})
-        received = receiver.receive(10)
-        assert (received.images[image_key(IMAGES[0])] == IMAGES[0]).all()
-    assert received.wire_bytes < IMAGES[0].nbytes, "the second episode found the image on its node"
+    assert send_and_receive(sender, receiver, 0, 0) > IMAGES[0].nbytes
+    assert send_and_receive(sender, receiver, 0, 1) < IMAGES[0].nbytes, "the second episode found the image on its node"
 
 
 @pytest.mark.parametrize("kind", LINK_KINDS)
@@ -229,6 +268,7 @@ def test_a_rank_that_comes_back_gets_what_it_had_not_taken(links: Links) -> None
     sender = links.sender("zmq", first)
     sender.send(make_episode(TASKS[0], 0, IMAGES[0]), {image_key(IMAGES[0]): IMAGES[0]})
     assert first.receive(5).episode.index == 0
+    first.mark_safe()
     sender.flush(5)
     sender.send(make_episode(TASKS[0], 1, IMAGES[0]), {image_key(IMAGES[0]): IMAGES[0]})
     time.sleep(0.2)  # it is in the first receiver's socket, and lost with it
@@ -236,6 +276,27 @@ def test_a_rank_that_comes_back_gets_what_it_had_not_taken(links: Links) -> None
     second = links.receiver("zmq", first.endpoint)
     assert second.receive(10).episode.index == 1
     sender.flush(5)
+
+
+def test_what_is_not_safe_goes_to_the_rank_that_takes_over(links: Links) -> None:
+    first = links.receiver("zmq")
+    sender = links.sender("zmq", first)
+    for index in range(3):
+        send_and_receive(sender, first, 0, index)
+        if index == 0:
+            first.mark_safe()
+    sender.flush(5)
+    first.close()
+    second = links.receiver("zmq", first.endpoint)
+    assert [second.receive(10).episode.index for _ in range(2)] == [1, 2]
+    second.mark_safe()
+    with pytest.raises(ReceiveTimeout):
+        second.receive(0.2)
+    second.close()
+    third = links.receiver("zmq", first.endpoint)
+    send_and_receive(sender, third, 0, 3)
+    with suppress(ReceiveTimeout):
+        assert third.receive(0.2).episode.index == 3, "sent before and after the connection; never what was safe"
 
 
 def listen_until(receiver: EpisodeReceiver, condition: Callable[[], bool]) -> None:
@@ -260,7 +321,7 @@ def test_another_run_is_refused_and_does_no_harm(links: Links) -> None:
         flushed.result()
 
 
-def raw_peer(receiver: EpisodeReceiver, use: Callable[[zmq.Socket[bytes]], None]) -> None:
+def raw_peer(receiver: EpisodeReceiver, use: Callable[[zmq.Socket[bytes]], object]) -> None:
     """Speak to a receiver by hand."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.RCVTIMEO, 5000)
@@ -269,17 +330,23 @@ def raw_peer(receiver: EpisodeReceiver, use: Callable[[zmq.Socket[bytes]], None]
         use(socket)
 
 
+def hand_written(number: int = 0, index: int = 0, run_id: str = RUN) -> list[bytes]:
+    """An episode's message as a peer of one's own making sends it."""
+    frames = wire.encode(make_episode(TASKS[number], index, IMAGES[number]))
+    return [pack("episode", run_id, 0), *map(bytes, frames)]
+
+
+def answer(receiver: EpisodeReceiver, socket: zmq.Socket[bytes], *frames: bytes) -> messages.Message:
+    """Send frames and let the receiver work until it answers."""
+    socket.send_multipart(frames)
+    listen_until(receiver, lambda: bool(socket.poll(0)))
+    return unpack(socket.recv_multipart()[0])
+
+
 def test_an_image_of_a_dead_worker_is_asked_of_another(links: Links, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nemo_mtdrive.transfer.zmq._ASK_AGAIN_S", 0.3)
+    monkeypatch.setattr("nemo_mtdrive.transfer.fetch.ASK_AGAIN_S", 0.3)
     receiver = links.receiver("zmq")
-
-    def send_and_die(socket: zmq.Socket[bytes]) -> None:
-        frames = wire.encode(make_episode(TASKS[0], 0, IMAGES[0]))
-        socket.send_multipart([EPISODE, RUN.encode(), NUMBER.pack(0), *frames])
-        listen_until(receiver, lambda: bool(socket.poll(0)))
-        assert socket.recv_multipart()[0] == NEED
-
-    raw_peer(receiver, send_and_die)
+    raw_peer(receiver, lambda socket: answer(receiver, socket, *hand_written()))
     with pytest.raises(ReceiveTimeout, match="1 wait for images"):
         receiver.receive(0.1)
     other = links.sender("zmq", receiver)
@@ -287,42 +354,104 @@ def test_an_image_of_a_dead_worker_is_asked_of_another(links: Links, monkeypatch
     assert {receiver.receive(20).episode.index for _ in range(2)} == {0, 1}
 
 
+def test_an_image_that_a_dead_rank_of_the_node_wanted_is_asked_for_by_another(links: Links) -> None:
+    first, second = (links.receiver("zmq") for _ in range(2))
+    raw_peer(first, lambda socket: answer(first, socket, *hand_written()))  # the first asks, and holds the claim
+    sender = links.sender("zmq", second)
+    sender.send(make_episode(TASKS[0], 1, IMAGES[0]), {image_key(IMAGES[0]): IMAGES[0]})
+    with pytest.raises(ReceiveTimeout, match="1 wait for images"):
+        second.receive(0.2)
+    first.close()
+    assert second.receive(20).episode.index == 1
+
+
 @pytest.mark.parametrize("kind", STREAMING)
-def test_corrupt_and_foreign_frames_are_refused_at_both_ends(links: Links, kind: LinkKind) -> None:
+def test_corrupt_and_foreign_messages_are_refused_counted_and_do_no_harm(
+    links: Links, kind: LinkKind, caplog: pytest.LogCaptureFixture
+) -> None:
     receiver = links.receiver(kind)
-    good = [bytes(frame) for frame in wire.encode(make_episode(TASKS[0], 0, IMAGES[0]))]
-    corrupt = [*good[:-1], good[-1][:-1] + b"!"]
-    newer = [good[0][:4] + b"\x09\x00" + good[0][6:], *good[1:]]
+    good = hand_written()
+    broken: dict[str, list[Any] | None] = {
+        "checksum differs": [*good[:-1], good[-1][:-1] + b"!"],
+        "episode format version 9, this program reads 1": [good[0], good[1][:4] + b"\x09\x00" + good[1][6:], *good[2:]],
+        "another protocol at this endpoint": [b"HELO", b"x"],
+        "message of kind 'taken' is none for a receiver": [pack("taken", RUN, 1)],
+        f"this is run {RUN}, not other": hand_written(run_id="other"),
+        "'images' with values": [pack("images", RUN, 1)],
+        "came in 2 frames": [*good[:4]],
+        "image key '../../etc/passwd': must be 32 hex digits": None,
+    }
 
     def speak(socket: zmq.Socket[bytes]) -> None:
-        for frames, reason in ((corrupt, "checksum differs"), (newer, "version 9, this program reads 1")):
-            socket.send_multipart([EPISODE, RUN.encode(), NUMBER.pack(0), *frames])
-            with pytest.raises(WireError, match=reason):
-                receiver.receive(5)
-            answer, text = socket.recv_multipart()
-            assert answer == REFUSED and reason in text.decode()
-        socket.send_multipart([b"HELO", b"x"])
-        listen_until(receiver, lambda: bool(socket.poll(0)))
-        assert socket.recv_multipart() == [REFUSED, b"message of another protocol"]
+        for reason, frames in broken.items():
+            if frames is None:
+                episode = make_episode(TASKS[0], 0, IMAGES[0])
+                frames = [good[0], *wire.encode(replace(episode, image_keys=("../../etc/passwd",)))]
+            found = answer(receiver, socket, *map(bytes, frames))
+            assert found.kind == "refused" and reason in found.values[0]
 
     raw_peer(receiver, speak)
+    assert receiver.refused == len(broken)
+    assert all(any(reason in text for text in caplog.messages) for reason in broken)
+    assert send_and_receive(links.sender(kind, receiver), receiver, 0) > 0
 
 
-def test_pixels_that_are_not_the_image_are_refused(links: Links) -> None:
+def of_version(version: int, message: bytes) -> bytes:
+    return message[:4] + struct.pack("<H", version) + message[6:]
+
+
+@pytest.mark.parametrize("version", [0, 2, 65535])
+def test_a_worker_of_another_version_is_refused_and_both_sides_say_so(
+    links: Links, version: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     receiver = links.receiver("zmq")
+    differ = f"link version {version} at the other end, this program speaks 1: run the same release in all processes"
 
     def speak(socket: zmq.Socket[bytes]) -> None:
-        frames = wire.encode(make_episode(TASKS[0], 0, IMAGES[0]))
-        socket.send_multipart([EPISODE, RUN.encode(), NUMBER.pack(0), *frames])
-        listen_until(receiver, lambda: bool(socket.poll(0)))
-        kind, keys = socket.recv_multipart()
-        assert kind == NEED and msgpack.unpackb(keys) == [image_key(IMAGES[0])]
-        shape = b"".join(side.to_bytes(4, "little") for side in IMAGES[1].shape)
-        socket.send_multipart([b"I", image_key(IMAGES[0]).encode(), shape, IMAGES[1].tobytes()])
-        with pytest.raises(WireError, match="the pixels given have key"):
-            receiver.receive(5)
+        first, *rest = hand_written()
+        found = answer(receiver, socket, of_version(version, first), *rest)
+        assert found == messages.Message("refused", RUN, (differ,))
 
     raw_peer(receiver, speak)
+    assert receiver.refused == 1 and differ in caplog.text
+    # What that worker makes of the answer, its own version being another:
+    monkeypatch.setattr(messages, "LINK_VERSION", version)
+    assert differ in unpack(of_version(1, pack("refused", RUN, differ))).values[0]
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_a_rank_of_another_version_is_named_by_the_worker(links: Links, version: int) -> None:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as rank:
+        rank.setsockopt(zmq.LINGER, 0)
+        port = rank.bind_to_random_port("tcp://127.0.0.1")
+        for reply in (pack("taken", RUN, 0), pack("refused", RUN, "that is new to me")):
+            sender = links.sender_to("zmq", [f"tcp://127.0.0.1:{port}"])
+            sender.send(make_episode(TASKS[0], 0, IMAGES[0]), {image_key(IMAGES[0]): IMAGES[0]})
+            identity = rank.recv_multipart()[0]
+            rank.send_multipart([identity, of_version(version, reply)])
+            with pytest.raises(TransferError, match=f"link version {version} at the other end, this program speaks 1"):
+                sender.flush(20)
+
+
+def test_pixels_that_are_corrupt_or_no_image_are_refused(links: Links) -> None:
+    receiver = links.receiver("zmq")
+    key, pixels = image_key(IMAGES[0]), IMAGES[0].tobytes()
+
+    def speak(socket: zmq.Socket[bytes]) -> None:
+        assert answer(receiver, socket, *hand_written()) == messages.Message("need", RUN, ([key],))
+        for values, sent, reason in [
+            ([key, [56, 84, 3], zlib.crc32(pixels) ^ 1], pixels, "checksum differs"),
+            ([key, [56, 84, 3], zlib.crc32(pixels[3:])], pixels[3:], "cannot reshape"),
+            ([key, [54, 84, 3], zlib.crc32(pixels[: 54 * 84 * 3])], pixels[: 54 * 84 * 3], "multiples of 28"),
+            ([key, [2**40, 2**40, 3], zlib.crc32(pixels)], pixels, ""),
+        ]:
+            found = answer(receiver, socket, pack("image", RUN, *values), sent)
+            assert found.kind == "refused" and reason in found.values[0]
+        socket.send_multipart([pack("image", RUN, key, [56, 84, 3], zlib.crc32(pixels)), pixels])
+        assert (receiver.receive(10).images[key] == IMAGES[0]).all()
+
+    raw_peer(receiver, speak)
+    assert receiver.refused == 4
 
 
 def test_an_image_that_was_not_given_is_named(links: Links) -> None:
