@@ -85,7 +85,7 @@ class RolloutClient:
         self._pool = pool
         self._deadlines = deadlines
         self._agree = agree
-        self._decode_each_time = decode_each_time
+        self.decode_each_time = decode_each_time
         self.on_picture: Callable[[str, Payload], None] | None = None
         """Gets key and content of each image of a training batch as it arrives, while others are still rolled out."""
         self._received: dict[str, Received] = {}
@@ -208,7 +208,7 @@ class RolloutClient:
         found: dict[str, Payload] = {}
         for episode in episodes:
             received = self._received[episode.episode_id]
-            found |= received.decode_again()[1] if self._decode_each_time else received.images
+            found |= received.decode_again()[1] if self.decode_each_time else received.images
         return found.__getitem__
 
     def collect(self) -> dict[str, float]:

@@ -15,6 +15,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from nemo_mtdrive.telemetry.spans import span
 from nemo_mtdrive.transfer import wire
 from nemo_mtdrive.transfer.fetch import LOOK_S, ImageFetcher
 from nemo_mtdrive.transfer.images import ImageStore
@@ -115,7 +116,8 @@ class ZmqReceiver:
             left_s = deadline - time.monotonic()
             wait_s = min(left_s, LOOK_S if self._fetcher.waits_for_others else 1.0)
             if self._socket.poll(int(1000 * max(0.0, wait_s))):
-                self._handle([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
+                with span("transfer"):
+                    self._handle([frame.buffer for frame in self._socket.recv_multipart(copy=False)])
             elif left_s <= 0:
                 waiting = f"; {len(self._waiting)} wait for images" if self._waiting else ""
                 raise ReceiveTimeout(f"no episode at {self.endpoint} within {timeout_s:g} s{waiting}")
