@@ -72,6 +72,7 @@ def engine_arguments(directory: Path, rollout: RolloutConfig, max_context: int, 
         max_num_seqs=rollout.max_running, tensor_parallel_size=settings.tensor_parallel,
         enforce_eager=on_cpu or settings.enforce_eager, enable_prefix_caching=True, seed=0,
         logprobs_mode="raw_logprobs", generation_config="vllm", limit_mm_per_prompt={"image": 1, "video": 0},
+        mm_device_do_normalize=False,  # it takes bytes; our pixel values are normalised already, as the trainer's are
         skip_mm_profiling=on_cpu, enable_log_requests=False, worker_extension_cls=WORKER_EXTENSION, **device)
 
 
