@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,17 @@ from nemo_mtdrive.telemetry.recorder import EpisodeRecorder
 def generated() -> Scene:
     """A crossing with a lead vehicle from the generator, with the camera that takes its picture."""
     return replace(generate(3, {"crossing": 1.0, "lead": 1.0}), camera=front_camera(224, 112, "front.png"))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Debian's Chromium (requirements/debian.txt), or Chrome; skips where there is none, and fails in CI."""
+    found = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("no chromium, and in CI it must be there: install requirements/debian.txt")
+        pytest.skip("no chromium: install the packages of requirements/debian.txt")
+    return found
 
 
 @pytest.fixture

@@ -72,14 +72,13 @@ const startBrowser = async () => {
       return button;
     };
     view.element.querySelector(".episode-head").append(make("div", { class: "steps" }, back, step(-1, "↑", "Previous"), step(1, "↓", "Next")));
+    const reading = enter || detail.contains(document.activeElement);
     detail.replaceChildren(view.element);
     detail.dataset.episode = row.id;
     showTurn(row.pdms.length - 1);
     history.replaceState(null, "", `#episode=${encodeURIComponent(row.id)}`);
-    if (enter) {
-      browser.classList.add("entered");
-      byId("episode-title").focus({ preventScroll: true });
-    }
+    if (enter) browser.classList.add("entered");
+    if (reading) byId("episode-title").focus({ preventScroll: true });
     if (detail.getBoundingClientRect().top < 0 || (enter && getComputedStyle(list.parentElement).display === "none")) detail.scrollIntoView();
   };
   const leave = () => {
@@ -149,6 +148,7 @@ const startBrowser = async () => {
   const linked = episodes.findIndex((row) => `#episode=${encodeURIComponent(row.id)}` === location.hash);
   await open(linked >= 0 ? linked : apply()[0], linked >= 0);
   apply();  // once more: the opened one is marked now, and a filter may have been set meanwhile
+  entries.reveal();
   browser.dataset.ready = "true";
 };
 if (packs.has("index")) startBrowser();

@@ -80,13 +80,16 @@ const episodeList = (index, list, rows, onOpen) => {
 
   return {
     step: (by) => choose(active + by, false),
-    // Show these episodes (numbers of the index); `episode` is the opened one, marked where it is among them.
+    // Show these episodes (numbers of the index) from the top; `episode` is the opened one, marked where it is among them.
     fill(episodes, episode) {
       shown = episodes;
       for (const element of drawn.values()) element.remove();
       drawn.clear();
       rows.style.height = `${shown.length * ROW_HEIGHT}px`;
-      moveTo(shown.indexOf(episode));
+      active = shown.indexOf(episode);
+      list.scrollTop = 0;
+      render();
     },
+    reveal: () => moveTo(active),
   };
 };
