@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from nemo_mtdrive.config import ConfigError, SFTDataConfig
 
 if TYPE_CHECKING:
     from nemo_mtdrive.data.curate import CurationTask, SceneArguments
+    from nemo_mtdrive.data.model_answers import ModelPlay
 
 DONE, FAILED = 0, 1
 PLAIN_EVERY_S = 10.0
@@ -29,6 +29,7 @@ def add_data(commands: argparse._SubParsersAction) -> None:
     _add_single_turn(actions)
     _add_multi_turn(actions)
     _add_understanding(actions)
+    _add_rl_set(actions)
     _add_check(actions)
 
 
@@ -41,15 +42,24 @@ def _add_single_turn(actions: argparse._SubParsersAction) -> None:
 
 
 def _add_multi_turn(actions: argparse._SubParsersAction) -> None:
-    parser = command(actions, "multi-turn", "rejected trajectories with the PDM agent's feedback, then the human's", _curate,
-                     "nemo-mtdrive curate multi-turn --scenes scenes --out sft_data --mock-share 0.3")
+    parser = command(actions, "multi-turn", "rejected trajectories with the PDM agent's feedback, then the human's",
+                     _multi_turn, "nemo-mtdrive curate multi-turn --scenes scenes --out sft_data --mock-share 0.3")
     parser.description = f"""{parser.description}.
 
 Without a model: the constant-velocity driver's trajectory where it is rejected (2 turns), and for a share of the scenes
-several rejected trajectories stacked (mock data, 3 to 6 turns).
+several rejected trajectories stacked (mock data, 3 to 6 turns). With one: one round of the paper's bootstrap. Nothing is
+trained here; the loop is
+  curate single-turn, curate multi-turn        then sft sft.data=DIR run_dir=runs/sft_1
+  curate multi-turn --model runs/sft_1 --turns 1    then sft sft.data=DIR run_dir=runs/sft_2
+  curate multi-turn --model runs/sft_2 --turns 2    and so on, all into the same DIR.
 {GO_ON}"""
     _add_common(parser)
     _add_feedback(parser)
+    _add_model(parser, required=False)
+    parser.add_argument("--turns", type=_learned, default=1, metavar="K",
+                        help="turns that the model has learned; its samples have up to K + 1 (default: %(default)s)")
+    parser.add_argument("--samples", type=positive, default=1, metavar="N",
+                        help="episodes of a scene; with several, mock conversations stack them (default: %(default)s)")
     parser.set_defaults(kind="multi_turn")
 
 
@@ -66,6 +76,33 @@ question that is answered yes and one that is answered no.
     parser.add_argument("--pairs", type=positive, default=DEFAULTS.pairs, metavar="N",
                         help="pairs of questions a scene (default: %(default)s)")
     parser.set_defaults(kind="understanding")
+
+
+def _add_rl_set(actions: argparse._SubParsersAction) -> None:
+    parser = command(actions, "rl-set", "scenes for RL: those whose first answer is rejected or scores low, and as many "
+                     "others", _rl_set, "nemo-mtdrive curate rl-set --scenes scenes --model runs/sft_3 --out rl_set")
+    parser.description = f"""{parser.description}.
+
+A run takes the set by scenes.rl_set=DIR/scenes.txt.
+{GO_ON}"""
+    _add_common(parser)
+    _add_model(parser, required=True)
+    parser.add_argument("--perception", choices=("oracle", "kinematic"), default="oracle", help="default: %(default)s")
+    parser.add_argument("--threshold", type=_share, default=0.8, metavar="PDMS",
+                        help="of the first answer, below which a scene is hard (default: %(default)s)")
+    parser.add_argument("--others", type=float, default=1.0, metavar="RATIO",
+                        help="of the remaining scenes, for each hard one (default: %(default)s)")
+    parser.set_defaults(kind="rl_set")
+
+
+def _add_model(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument("--model", type=Path, required=required, metavar="DIR",
+                        help="Hugging Face directory, NeMo 2 directory, a run or one of its checkpoints")
+    parser.add_argument("--engine", default="native", help="inference engine (default: %(default)s)")
+    parser.add_argument("--engines", type=positive, default=1, metavar="N",
+                        help="processes, each with an engine, on GPUs in turn (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE",
+                        help="other keys of rollout and agent than those of the model's run, e.g. rollout.temperature=0.7")
 
 
 def _add_check(actions: argparse._SubParsersAction) -> None:
@@ -116,21 +153,58 @@ def _curate(options: argparse.Namespace) -> None:
     print(json.dumps(statistics))
 
 
-def _check(options: argparse.Namespace) -> int:
-    from nemo_mtdrive.config import AgentConfig
-    from nemo_mtdrive.data.check import CheckTask, check_folder
-    from nemo_mtdrive.data.curate import SceneArguments
-    from nemo_mtdrive.data.folder import read_lines, read_requests, read_split
+def _multi_turn(options: argparse.Namespace) -> None:
+    from nemo_mtdrive.data.bootstrap import curate_with_model
+    from nemo_mtdrive.data.statistics import statistics_table
     from nemo_mtdrive.telemetry.progress import open_progress
 
-    requests = list(read_requests(options.folder).values())
-    if not requests:
-        raise ConfigError(f"{options.folder}: no curation.json there; set it to a folder that `nemo-mtdrive curate` wrote")
-    split = read_split(options.folder)
-    agents = [request["agent"] for request in requests if "agent" in request]
-    scenes = scenes_at(options.scenes) if options.scenes else SceneArguments(**requests[0]["scenes"])
-    task = CheckTask(options.folder, scenes, AgentConfig(**agents[0]) if agents else AgentConfig(),
-                     tuple(split[1]) if split else ())
+    if options.model is None:
+        if options.overrides:
+            raise ConfigError(f"{options.overrides[0]}: without --model nothing is sampled; remove it or set --model")
+        _curate(options)
+        return
+    if options.max_turns <= options.turns:
+        raise ConfigError(f"--turns {options.turns}: set --max-turns above it")
+    task, scene_ids = _task(options)
+    play = _play(options, task.scenes, options.turns)
+    with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
+        with progress.phase(f"multi-turn after {options.turns}", total=len(scene_ids), unit="scenes") as bar:
+            statistics = curate_with_model(task, play, scene_ids, options.engines, bar.advance)
+        progress.note(statistics_table(statistics))
+    print(json.dumps(statistics))
+
+
+def _rl_set(options: argparse.Namespace) -> None:
+    from nemo_mtdrive.data.folder import training_ids
+    from nemo_mtdrive.data.rl_set import RLSetSettings, make_rl_set, rl_set_table
+    from nemo_mtdrive.telemetry.progress import open_progress
+
+    scenes = scenes_at(options.scenes)
+    scene_ids = training_ids(options.out, scenes.open().ids(), options.held_out, options.seed)
+    play = _play(options, scenes, 1)
+    with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
+        with progress.phase("RL set", total=len(scene_ids), unit="scenes") as bar:
+            statistics = make_rl_set(play, scene_ids, options.out, RLSetSettings(options.threshold, options.others),
+                                     options.engines, bar.advance)
+        progress.note(rl_set_table(statistics))
+    print(json.dumps(statistics))
+
+
+def _play(options: argparse.Namespace, scenes: SceneArguments, turns: int) -> ModelPlay:
+    from nemo_mtdrive.data.model_answers import ModelPlay
+    from nemo_mtdrive.evaluation.settings import sampling_config, weights_mark
+
+    config = sampling_config(options.model, [*options.overrides, f"rollout.max_turns={turns}"])
+    return ModelPlay(options.model, weights_mark(options.model), scenes, options.perception, config, options.engine,
+                     vars(options).get("samples", 1), options.seed)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from nemo_mtdrive.data.check import check_folder, task_of
+    from nemo_mtdrive.data.folder import read_lines
+    from nemo_mtdrive.telemetry.progress import open_progress
+
+    task = task_of(options.folder, scenes_at(options.scenes) if options.scenes else None)
     with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
         total = sum(1 for _ in read_lines(options.folder))
         with progress.phase("check", total=total, unit="lines") as bar:
@@ -145,6 +219,7 @@ def _check(options: argparse.Namespace) -> int:
 def _task(options: argparse.Namespace) -> tuple[CurationTask, list[str]]:
     """What is asked for, and the ids of the scenes to learn from."""
     from nemo_mtdrive.data.curate import CurationTask
+    from nemo_mtdrive.data.folder import training_ids
 
     given = vars(options)
     settings = SFTDataConfig(kinds=[options.kind], seed=options.seed, pairs=given.get("pairs", DEFAULTS.pairs),
@@ -156,7 +231,7 @@ def _task(options: argparse.Namespace) -> tuple[CurationTask, list[str]]:
     scenes = scenes_at(options.scenes)
     task = CurationTask(scenes, options.out, given.get("perception", "oracle"), settings,
                         tokenizer=given.get("tokenizer", ""), max_tokens=max_tokens)
-    return task, _training_ids(options, scenes.open().ids())
+    return task, training_ids(options.out, scenes.open().ids(), options.held_out, options.seed)
 
 
 def scenes_at(address: str) -> SceneArguments:
@@ -166,30 +241,17 @@ def scenes_at(address: str) -> SceneArguments:
     return SceneArguments("", "", 0, 0, 0, 0, address if "://" in address else f"files://{address}")
 
 
-def _training_ids(options: argparse.Namespace, scene_ids: Sequence[str]) -> list[str]:
-    """The scenes that are not held out; the folder keeps the split."""
-    from nemo_mtdrive.data.folder import keep_split, read_split
-    from nemo_mtdrive.data.sampler import split_ids
-
-    if options.held_out is None:
-        kept = read_split(options.out)
-        if kept is None:
-            return list(scene_ids)
-        train, held_out = kept
-        keep_split(options.out, [name for name in train if name in set(scene_ids)], held_out)
-        return train
-    try:
-        train, held_out = split_ids(scene_ids, options.held_out, options.seed)
-    except ValueError as error:
-        raise ConfigError(str(error).replace("scenes.held_out=", "--held-out ")) from error
-    keep_split(options.out, train, held_out)
-    return train
-
-
 def _count(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"got {value}, set it to 0 or more")
+    return value
+
+
+def _learned(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 5:
+        raise argparse.ArgumentTypeError(f"got {value}, set it from 1 to 5")
     return value
 
 

@@ -21,8 +21,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("command", ["score", "import-caches", "train-reviewer", "scenes generate", "scenes import",
                                      "scenes show", "curate single-turn", "curate multi-turn", "curate understanding",
-                                     "rl", "sft", "report", "serve-env", "rollout-worker",
-                                     "train-rank"])
+                                     "curate rl-set", "curate check",
+                                     "rl", "sft", "report", "serve-env", "rollout-worker", "train-rank"])
 def test_every_command_teaches_by_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([*command.split(), "--help"])

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from nemo_mtdrive.config import AgentConfig
+from nemo_mtdrive.config import AgentConfig, ConfigError
 from nemo_mtdrive.data.curate import SceneArguments
 from nemo_mtdrive.data.datasets import DataError
-from nemo_mtdrive.data.folder import read_lines
+from nemo_mtdrive.data.folder import read_lines, read_requests, read_split
 from nemo_mtdrive.data.line_judge import LineJudge, check_form
 from nemo_mtdrive.data.lines import Line, answers_of
 from nemo_mtdrive.data.sampler import log_of
@@ -52,6 +52,24 @@ class CheckTask:
     scenes: SceneArguments
     agent: AgentConfig
     held_out: tuple[str, ...]
+
+
+def task_of(folder: Path, scenes: SceneArguments | None) -> CheckTask:
+    """The check of a folder by what it says of itself.
+
+    Args:
+        folder: that `nemo-mtdrive curate` or a run made.
+        scenes: where its scenes are; None takes where they were.
+
+    Raises:
+        ConfigError: there is nothing of ours in it.
+    """
+    requests = [request for request in read_requests(folder).values() if "scenes" in request]
+    if not requests or not any(folder.glob("*.jsonl")):
+        raise ConfigError(f"{folder}: no curation.json and *.jsonl there; set it to a folder of `nemo-mtdrive curate`")
+    split = read_split(folder)
+    agent = next((AgentConfig(**request["agent"]) for request in requests if "agent" in request), AgentConfig())
+    return CheckTask(folder, scenes or SceneArguments(**requests[0]["scenes"]), agent, tuple(split[1]) if split else ())
 
 
 Placed = tuple[str, int, Line]

@@ -24,9 +24,12 @@ from typing import Any
 
 from nemo_mtdrive.config import ConfigError
 from nemo_mtdrive.data.lines import Line
+from nemo_mtdrive.data.sampler import split_ids
 
 REQUESTS = "curation.json"
 SPLITS = "splits.json"
+JUDGED = "judged"
+"""The set of an RL set, which is alone in its folder: readers of SFT data take every *.jsonl."""
 _PARTS = ".parts"
 _MAY_MOVE = ("scenes",)
 """Parts of a request that may differ when it is made again: folders are moved, their scenes are told by their ids."""
@@ -90,9 +93,12 @@ class SetOfLines:
         """
         (self.folder / _PARTS).mkdir(parents=True, exist_ok=True)
         requests = read_requests(self.folder)
+        if any((name == JUDGED) != (self.name == JUDGED) for name in requests):
+            raise ConfigError(f"{self.folder}: it holds {', '.join(requests)}; SFT data and RL sets do not share a folder, "
+                              "set another --out")
         before = requests.get(self.name)
         wanted = json.loads(json.dumps(request))
-        if before is not None:
+        if before is not None and (self.done or any((self.folder / _PARTS).glob(f"{self.name}-*.jsonl"))):
             for key in sorted((before.keys() | wanted.keys()) - set(_MAY_MOVE)):
                 if before.get(key) != wanted.get(key):
                     raise ConfigError(f"{self.folder}: its {self.name} was made with {key}={before.get(key)}, got "
@@ -170,3 +176,30 @@ def keep_split(folder: Path, train: Sequence[str], held_out: Sequence[str]) -> N
     elif kept != (list(train), list(held_out)):
         raise ConfigError(f"{folder}: its splits.json is of other scenes; set the same --scenes, --held-out and --seed, or "
                           "another --out")
+
+
+def training_ids(folder: Path, scene_ids: Sequence[str], held_out: int | None, seed: int) -> list[str]:
+    """The scenes to learn from; the folder keeps the split.
+
+    Args:
+        folder: of the data.
+        scene_ids: all there are.
+        held_out: how many to keep out, in whole logs; None takes the folder's split, or all where it has none.
+        seed: of the split.
+
+    Raises:
+        ConfigError: nothing is left, or the folder's split is another one.
+    """
+    if held_out is None:
+        kept = read_split(folder)
+        if kept is None:
+            return list(scene_ids)
+        there = set(scene_ids)
+        keep_split(folder, [name for name in kept[0] if name in there], kept[1])
+        return kept[0]
+    try:
+        train, kept_out = split_ids(scene_ids, held_out, seed)
+    except ValueError as error:
+        raise ConfigError(str(error).replace("scenes.held_out=", "--held-out ")) from error
+    keep_split(folder, train, kept_out)
+    return train

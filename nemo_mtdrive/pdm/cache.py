@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_mtdrive.driving.rendering.terrain import Terrain
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.pdm.closed import plan
 from nemo_mtdrive.pdm.drivable import LANE, DrivableMap, drivable_map
@@ -58,6 +59,11 @@ class PreparedScene:
     def reference_progress_m(self) -> float:
         """Its progress x NC x DAC under this perception, which EP is held against."""
         return float(self.measure(simulate(self.reference[None], self.scene.ego)).clean_progress_m[0])
+
+    @cached_property
+    def terrain(self) -> Terrain:
+        """Heights of the ground, for the boxes that feedback quotes."""
+        return Terrain(self.scene)
 
     @cached_property
     def boxes(self) -> dict[tuple[int, int], list[Any]]:

@@ -2,7 +2,8 @@
 
 DAC, NC and TTC are reported (Section 3.1), in this order. A point of the trajectory is named when the simulated car at
 the point's time violates; a violation only between two points is put to the nearer one, so a failing metric is never
-silent. Objects are given where they are at that time, in the ego frame of t = 0, resting on the ground (z = h / 2).
+silent. Objects are given where they are at that time, in the ego frame of t = 0, resting on the ground: z is half their
+height, and what the ground under them rises above the ego's where the scene knows its heights.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ def object_box(prepared: PreparedScene, step: int, track: int) -> list[Any]:
     pose = np.append(seen.centers[step, track], seen.headings[step, track])
     x, y, heading = to_ego_frame(pose, prepared.scene.ego.rear_axle_pose).tolist()
     length, width, height = seen.tracks[track].size.tolist()
-    return [x, y, 0.5 * height, length, width, height, heading, seen.tracks[track].type]
+    rise = float(prepared.terrain.heights(np.array([[x, y]]))[0])
+    return [x, y, rise + 0.5 * height, length, width, height, heading, seen.tracks[track].type]
 
 
 def violations_of(prepared: PreparedScene, findings: Sequence[Finding]) -> list[dict[str, Any]]:
