@@ -28,6 +28,16 @@ class Stage:
     sampler: MixedSampler
 
 
+@dataclass(frozen=True)
+class GlobalBatch:
+    """What all data ranks train on in a step, and this one's part."""
+
+    step: int
+    sequences: list[TokenSequence]
+    mine: list[list[TokenSequence]]
+    """Micro-batches of this data rank."""
+
+
 def plan_stages(settings: SFTConfig, dataset: SFTDataset) -> list[Stage]:
     """The stages of a config on the data that is there, one after another.
 
@@ -80,6 +90,7 @@ class SFTTrainer:
         self._stages = plan_stages(settings, dataset)
         self.steps = sum(stage.steps for stage in self._stages)
         """Of all stages."""
+        self._early: GlobalBatch | None = None
 
     def step(self, step: int) -> dict[str, float]:
         """Train on the global batch of this step; returns its metrics.
@@ -91,12 +102,13 @@ class SFTTrainer:
         number, stage = self._stage(step)
         lr = learning_rate(step - stage.first_step, stage.steps, self._settings)
         with timers("batch"):
-            sequences = self._draw(step)
+            batch = self._batch(step)
+            sequences, mine = batch.sequences, batch.mine
             too_long = self._settings.batch_size - len(sequences)
             learned = sum(int((s.turn_of_token != NOT_OURS).sum()) for s in sequences)
-            mine = self._share_of(sequences)
             micro_batches = [build_micro_batch(packed, self._dataset.image, self._tokenizer, self._share.device)
                              for packed in mine]
+            self._read_ahead(step + 1)
         with timers("update"):
             self._policy.temperature = 1.0
             self._policy.set_lr(lr, self._settings.weight_decay)
@@ -109,6 +121,18 @@ class SFTTrainer:
                 "samples_too_long": float(too_long), "stage": float(number),
                 "epoch": (step + 1 - stage.first_step) * self._settings.batch_size / stage.sampler.epoch_size,
                 **metrics, **timers.collect()}
+
+    def _batch(self, step: int) -> GlobalBatch:
+        if self._early is not None and self._early.step == step:
+            return self._early
+        sequences = self._draw(step)
+        return GlobalBatch(step, sequences, self._share_of(sequences))
+
+    def _read_ahead(self, step: int) -> None:
+        """Draw a step early, so that its images are read from disk while this one computes."""
+        if step < self.steps:
+            self._early = self._batch(step)
+            self._dataset.read_ahead({key for packed in self._early.mine for s in packed for key in s.image_keys})
 
     def _stage(self, step: int) -> tuple[int, Stage]:
         """The stage of a step, and its number."""

@@ -47,6 +47,9 @@ class Conversations:
     def image(self, key: str):
         return IMAGE
 
+    def read_ahead(self, keys) -> None:
+        self.early = set(keys)
+
     def __getitem__(self, index: int) -> TokenSequence:
         return self.rows[index]
 
@@ -61,6 +64,15 @@ def trainer(conversations: Conversations, share: tuple[int, int] = (0, 1), token
     settings = SFTConfig(stages or [SFTStage(steps=10)], batch_size=8, micro_batch_tokens=tokens, lr=0.1, warmup_steps=0)
     return SFTTrainer(settings, BigramPolicy(0), DataShare(*share, torch.device("cpu")), conversations,
                       Tokenizer.load(TINY_TOKENIZER), max_tokens, DumpPlace(Path("never"), 0, writes=False))
+
+
+def test_the_next_batchs_images_are_read_early(conversations: Conversations) -> None:
+    run = trainer(conversations)
+    run.step(8)
+    assert conversations.early == {"k"}
+    early = run._early
+    assert early is not None and [id(row) for row in early.sequences] == [id(row) for row in trainer(conversations)._draw(9)]
+    assert run._batch(9) is early and run._batch(7) is not early
 
 
 def two_turns(conversations: Conversations, drawn: list[TokenSequence]) -> int:
