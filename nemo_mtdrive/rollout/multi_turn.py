@@ -22,7 +22,7 @@ from nemo_mtdrive.dialogue.tokenizer import Tokenizer
 from nemo_mtdrive.environment.client import EnvironmentUnavailable
 from nemo_mtdrive.environment.env import Environment, EpisodeError, StepFailed, StepItem
 from nemo_mtdrive.environment.reward import turn_reward
-from nemo_mtdrive.rollout.engine import Engine
+from nemo_mtdrive.rollout.engine import Engine, EngineError
 from nemo_mtdrive.telemetry.spans import span
 from nemo_mtdrive.transfer.images import grid_of
 from nemo_mtdrive.types import Episode, RolloutTask, StepResult, Turn
@@ -136,6 +136,17 @@ class _Running:
             valid=not reason.startswith("error"),
             reason=reason,
         )
+
+
+def _check_version(episode: _Running, version: int | None) -> None:
+    """All turns of an episode come from the weights that it began with: its `policy_version` holds for each of them.
+
+    Raises:
+        EngineError: the engine has other weights now, so this answer is of another policy.
+    """
+    if version != episode.version:
+        raise EngineError(f"{episode.id}: began with policy version {episode.version}, its turn {len(episode.turns) + 1} "
+                          f"was written with {version}: load weights between batches of tasks, not while episodes run")
 
 
 def _never_started(task: RolloutTask, index: int, version: int, reason: str) -> Episode:
@@ -287,6 +298,7 @@ class _Rollout:
                     [episode.id for episode in batch], self._settings.max_answer_tokens, temperature, seeds
                 )
             for episode in batch:
+                _check_version(episode, self._engine.version)
                 episode.talk.add_answer(*answers[episode.id])
 
     def _take(self, episode: _Running, result: StepResult | str) -> str:

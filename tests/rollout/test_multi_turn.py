@@ -9,6 +9,7 @@ import pytest
 
 from nemo_mtdrive.dialogue.conversation import encode_dialogue, next_user_turn
 from nemo_mtdrive.environment.client import EnvironmentRefused
+from nemo_mtdrive.rollout.engine import EngineError
 from nemo_mtdrive.rollout.multi_turn import RolloutSettings, episode_seed, run_tasks, turn_seed
 from nemo_mtdrive.types import NOT_OURS, Episode, RolloutTask
 
@@ -82,6 +83,22 @@ def test_the_record_is_the_conversation_token_by_token(tokenizer):
     assert episode.image_grids == ((1, 4, 6),)
     assert episode.seed == episode_seed(task("b"), 0)
     np.testing.assert_array_equal(episode.turns[1].trajectory, np.ones((8, 3)))
+
+
+def test_an_episode_of_two_policy_versions_is_refused(tokenizer):
+    """Weights that change between two of its turns."""
+    engine = ScriptedEngine(tokenizer, version=4)
+    environment = ScriptedEnvironment({"a": 3}, max_turns=4)
+    said = engine.say
+
+    def say(sequence_id, seed):
+        if len(environment.steps) == 1:
+            engine.version = 5
+        return said(sequence_id, seed)
+
+    engine.say = say
+    with pytest.raises(EngineError, match="a/0: began with policy version 4, its turn 2 was written with 5"):
+        play([task("a", policy_version=4)], engine, environment, tokenizer)
 
 
 def test_rewards_follow_equation_2(tokenizer):
