@@ -273,7 +273,8 @@ def test_light_and_dark_follow_the_system_and_the_button(opener: Opener, run_dir
         return sum(int(part) for part in re.findall(r"\d+", body.evaluate(background))[:3]) < 200
 
     assert is_dark() is dark
-    for selector in ("h1", ".facts dt", ".tile .value", ".results tbody th", ".hint", ".row-id", ".row .gain", ".scores .bad"):
+    for selector in ("h1", ".facts dt", ".tile .value", ".results tbody th", ".hint", ".row-id", ".row .gain",
+                     ".scores .ok"):
         assert contrast(page, selector) >= 4.5, selector
     button = page.locator("#theme")
     expect(button).to_have_attribute("aria-pressed", str(dark).lower())
