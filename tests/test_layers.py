@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "transfer": BASE | {"telemetry"},
     "telemetry": BASE | {"driving"},
     "environment": BASE | {"driving", "pdm", "dialogue"},
-    "data": BASE | {"driving", "pdm", "dialogue", "telemetry"},
+    "data": BASE | {"driving", "pdm", "dialogue", "telemetry", "environment", "rollout"},
     "rollout": BASE | {"driving", "dialogue", "environment", "transfer", "models", "telemetry"},
     "evaluation": BASE | {"driving", "pdm", "telemetry", "dialogue", "environment", "data", "rollout"},
     "models": BASE | {"transfer"},
