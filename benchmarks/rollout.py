@@ -1,9 +1,11 @@
-"""Rollout speed: the native engine against HF `generate`, same tiny model, same prompts, sampling at temperature 1.
+"""Rollout speed: an engine, and HF `generate` beside the native one; same tiny model, prompts and sampling temperature.
 
     python benchmarks/rollout.py [--json] [--threads N]
+    .venv-rollout/bin/python benchmarks/rollout.py --engine vllm [--json] [--threads N]      after `make rollout-env`
 
-tokens/s are written tokens by wall time, prompts and images included. Three turns: HF computes the whole conversation
-anew each turn (its `generate` keeps no cache between calls), the engine only what is new.
+tokens/s are written tokens by wall time, prompts and images included; tokens a CPU second count the CPU time of the engine's
+processes too, which a busy machine disturbs less. Three turns: HF computes the whole conversation anew each turn (its
+`generate` keeps no cache between calls), the engine only what is new.
 """
 
 from __future__ import annotations
@@ -15,16 +17,19 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from nemo_mtdrive.config import RolloutConfig
 from nemo_mtdrive.dialogue.conversation import next_user_turn, open_conversation
 from nemo_mtdrive.dialogue.prompt import first_question
 from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
 from nemo_mtdrive.models.tiny import tiny_hf_config
-from nemo_mtdrive.rollout.native import NativeEngine
+from nemo_mtdrive.rollout.model_driver import ENGINES
+from nemo_mtdrive.rollout.vllm_weights import hf_weight_shapes
 from nemo_mtdrive.torchvision_ops import declare_torchvision_operators
 from nemo_mtdrive.transfer.images import grid_of, patchify
 
@@ -40,29 +45,31 @@ FEEDBACK = (
 class Setting:
     """The model, its weights, the engine and a prompt with its image."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, engine: str) -> None:
         self.tokenizer = tokenizer = Tokenizer.load(TINY_TOKENIZER)
         self.config = tiny_hf_config(
             vocab_size=tokenizer.vocab_size, image_pad=tokenizer.image_pad, video_pad=tokenizer.video_pad,
             vision_start=tokenizer.vision_start, vision_end=tokenizer.vision_end, im_start=tokenizer.im_start,
             im_end=tokenizer.im_end,
         )  # fmt: skip
-        declare_torchvision_operators()
-        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-        torch.manual_seed(seed)
-        self.reference = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(dict(self.config))).eval()
-        self.engine = NativeEngine(
-            self.config, stop_token=tokenizer.im_end, forbidden_tokens=tokenizer.forbidden.tolist(), max_context=2048,
-            dtype=torch.float32, device=torch.device("cpu"), prefill_tokens=4096,
-        )  # fmt: skip
-        self.engine.load_weights(self.reference.state_dict().items(), version=0)
+        settings = RolloutConfig(max_context=2048, max_running=64, dtype="float32")
+        self.engine = ENGINES[engine](self.config, tokenizer, settings, "cpu")
+        self.weights = random_weights(self.config, seed)
+        self.engine.load_weights(self.weights.items(), version=0)
         self.image = np.random.default_rng(seed).integers(0, 256, (112, 224, 3), dtype=np.uint8)
         history = np.array([[-9.44, 0.02, -0.02], [-6.21, -0.02, 0.0], [-3.05, -0.03, 0.0], [0.0, 0.0, 0.0]])
         self.prompt = open_conversation(tokenizer, first_question(history, "GO STRAIGHT"), grid_of(self.image))
         self.user_turn = next_user_turn(tokenizer, FEEDBACK)
 
-    def play_native(self, sequences: int, turns: int, seed: int = 0) -> tuple[int, list[np.ndarray], np.ndarray]:
+    def open_reference(self) -> None:
+        """HF's own model with the same weights; in the training environment, whose transformers has these names."""
+        declare_torchvision_operators()
+        from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+        self.reference = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(dict(self.config))).eval()
+        self.reference.load_state_dict(self.weights, strict=True)
+
+    def play(self, sequences: int, turns: int, seed: int = 0) -> tuple[int, list[np.ndarray], np.ndarray]:
         """Tokens written, the conversations, and the log-probs of the first answer of the first sequence."""
         groups = [[f"{scene}/{i}" for i in range(GROUP)] for scene in range(sequences // GROUP)]
         names = [name for group in groups for name in group]
@@ -110,7 +117,7 @@ class Setting:
     @torch.no_grad()
     def logprob_gap(self) -> float:
         """Largest difference between the engine's and HF's log-prob over one answer."""
-        _, texts, logprobs = self.play_native(GROUP, 1)
+        _, texts, logprobs = self.play(GROUP, 1)
         ids = torch.from_numpy(texts[0].astype(np.int64))[None]
         pixels, grid = patchify([self.image])
         self.reference.rope_deltas = None
@@ -119,37 +126,72 @@ class Setting:
         return float(np.abs(theirs - logprobs).max())
 
 
-def best_rate(play: Callable[[], int], repeats: int) -> float:
-    """Tokens per second of the fastest of some runs: the machine has other work, which only ever slows a run down."""
-    rates = []
+def random_weights(config: dict[str, Any], seed: int) -> dict[str, torch.Tensor]:
+    """Normal matrices of HF's deviation, norms of 1, biases of 0; the same in both environments."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(shape, generator=generator) * config["initializer_range"] if len(shape) > 1
+        else torch.full(shape, float(name.endswith(".weight")))
+        for name, shape in hf_weight_shapes(config).items()
+    }  # fmt: skip
+
+
+def cpu_seconds() -> float:
+    """CPU time so far of this process and all below it: vLLM computes in processes of its own."""
+    children: dict[int, list[int]] = {}
+    used: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        pid = int(stat.parent.name)
+        children.setdefault(int(fields[1]), []).append(pid)
+        used[pid] = int(fields[11]) + int(fields[12])
+    family = [os.getpid()]
+    for pid in family:
+        family += children.get(pid, [])
+    return sum(used[pid] for pid in family) / os.sysconf("SC_CLK_TCK")
+
+
+def best_rates(play: Callable[[], int], repeats: int) -> tuple[float, float]:
+    """Tokens a second, and a CPU second, each of the best of some runs: other work only ever slows a run down."""
+    wall, cpu = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, used = time.perf_counter(), cpu_seconds()
         written = play()
-        rates.append(written / (time.perf_counter() - start))
-    return max(rates)
+        wall.append(written / (time.perf_counter() - start))
+        cpu.append(written / (cpu_seconds() - used))
+    return max(wall), max(cpu)
 
 
-def measure(threads: int) -> dict[str, Any]:
+def measure(engine: str, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    setting = Setting(seed=0)
-    setting.play_native(GROUP, 2, seed=WARM_UP_SEED)
-    figures: dict[str, float] = {}
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the processes that vLLM starts
+    start, used = time.perf_counter(), cpu_seconds()
+    setting = Setting(0, engine)
+    figures = {"start_s": time.perf_counter() - start, "start_cpu_s": cpu_seconds() - used}
+    setting.play(GROUP, 2, seed=WARM_UP_SEED)
     peers: dict[str, float] = {}
-    for sequences, turns in ((8, 1), (32, 1), (32, 3)):
-        name = f"{sequences}_sequences_{turns}_turn{'s' if turns > 1 else ''}_tokens_per_s"
-        print(f"{name}: native engine, HF generate", file=sys.stderr)
-        figures[name] = best_rate(lambda s=sequences, t=turns: setting.play_native(s, t)[0], 2 if turns == 1 else 1)
-        if turns == 1:  # three turns of 32 would take HF most of a minute
-            peers[f"hf_generate_{name}"] = best_rate(lambda s=sequences, t=turns: setting.play_hugging_face(s, t), 1)
-    name = "8_sequences_3_turns_tokens_per_s"
-    figures[name] = best_rate(lambda: setting.play_native(8, 3)[0], repeats=2)
-    peers[f"hf_generate_{name}"] = best_rate(lambda: setting.play_hugging_face(8, 3), 1)
+    for sequences, turns in ((8, 1), (32, 1), (32, 3), (8, 3)):
+        name = f"{sequences}_sequences_{turns}_turn{'s' if turns > 1 else ''}_tokens_per"
+        print(f"{name}: {engine}", file=sys.stderr)
+        rates = best_rates(lambda s=sequences, t=turns: setting.play(s, t)[0], 2 if turns == 1 or sequences == 8 else 1)
+        figures[f"{name}_s"], figures[f"{name}_cpu_s"] = rates
+    if engine == "native":
+        setting.open_reference()
+        for sequences, turns in ((8, 1), (32, 1), (8, 3)):  # three turns of 32 would take HF most of a minute
+            name = f"{sequences}_sequences_{turns}_turn{'s' if turns > 1 else ''}_tokens_per"
+            print(f"{name}: HF generate", file=sys.stderr)
+            rates = best_rates(lambda s=sequences, t=turns: setting.play_hugging_face(s, t), 1)
+            peers[f"hf_generate_{name}_s"], peers[f"hf_generate_{name}_cpu_s"] = rates
+        figures["largest_logprob_gap_to_hf"] = setting.logprob_gap()
+    setting.engine.close()
     ratios = {name: figures[name] / peers[f"hf_generate_{name}"] for name in figures if f"hf_generate_{name}" in peers}
-    figures["largest_logprob_gap_to_hf"] = setting.logprob_gap()
-    figures["parameters"] = float(sum(p.numel() for p in setting.reference.parameters()))
+    figures["parameters"] = float(sum(weight.numel() for weight in setting.weights.values()))
     machine = {"cpu": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "threads": threads,
                "torch": torch.__version__}  # fmt: skip
-    return {"benchmark": "rollout", "command": " ".join(["python", *sys.argv]), "machine": machine,
+    return {"benchmark": "rollout", "command": " ".join(["python", *sys.argv]), "machine": machine, "engine": engine,
             "figures": figures, "peers": peers, "ratios": ratios}  # fmt: skip
 
 
@@ -157,8 +199,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1: busy cores hurt more)")
+    parser.add_argument("--engine", choices=tuple(ENGINES), default="native", help="vllm: in the rollout environment")
     arguments = parser.parse_args()
-    result = measure(arguments.threads)
+    result = measure(arguments.engine, arguments.threads)
     if arguments.json:
         print(json.dumps(result))
     else:

@@ -7,6 +7,7 @@ name in every tensor-parallel rank.
 from __future__ import annotations
 
 import ctypes
+import logging
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -62,6 +63,8 @@ class WorkerExtension:
     def mtdrive_set_sampler(self, forbidden: list[int]) -> None:
         """Replace the sampler; `forbidden` tokens are never drawn."""
         die_with_parent()
+        # it warns at every update of modules that have tables and no weights, as the rotary embeddings
+        logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
         runner = self.model_runner
         if type(runner.sampler) is not Sampler:
             raise TypeError(f"the model runner samples with {type(runner.sampler)}: set VLLM_USE_V2_MODEL_RUNNER=0")
