@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.metrics_reference import PAGE, differences, rows
+
 pytestmark = pytest.mark.end_to_end
 
 SMALL = (
@@ -139,6 +141,11 @@ def test_every_step_reports_the_gap_between_engine_and_trainer(finished: Path) -
         assert line["ratio"] == pytest.approx(1.0, abs=0.05) and math.isfinite(line["loss"])
         assert line["iptc/hits"] > 0
         assert line["timers/rollout"] > 0 and line["timers/update"] > 0 and line["timers/weight_sync"] > 0
+
+
+def test_the_metrics_page_names_what_is_logged(finished: Path) -> None:
+    found = differences(rows(PAGE.read_text()), steps(finished, "sft") + steps(finished, "rl"))
+    assert not found, "docs/metrics.md:\n" + "\n".join(found)
 
 
 def test_without_ipss_and_iptc_the_same_results(finished: Path) -> None:
