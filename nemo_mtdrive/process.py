@@ -8,6 +8,10 @@ import signal
 import socket
 from pathlib import Path
 
+WRONG_REQUEST = 2
+"""Exit code of a process that was asked for what cannot be done: asking again would not help."""
+GAVE_UP = 3
+"""Exit code of a process that stopped by a rule of its own: going on from a checkpoint would come to the same end."""
 SHM_ROOT = Path("/dev/shm")
 """Where POSIX shared memory is on Linux."""
 STARTED = "MTDRIVE_STARTED"

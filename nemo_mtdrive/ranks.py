@@ -7,6 +7,7 @@ are inside the functions, so that a process imports only what it needs.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_mtdrive.config import Config, read_config
 from nemo_mtdrive.config_checks import seconds_of
 from nemo_mtdrive.launch import Endpoints, read_endpoints
-from nemo_mtdrive.process import SHM_ROOT, die_with_parent
+from nemo_mtdrive.process import GAVE_UP, SHM_ROOT, die_with_parent
 
 if TYPE_CHECKING:
     import torch
@@ -133,6 +134,7 @@ def run_training_rank(run_dir: Path, resume: bool) -> int:
     With `resume` it goes on from the last checkpoint, whatever the run's config says.
     """
     die_with_parent()
+    from nemo_mtdrive.algorithms.updates import NotFinite
     from nemo_mtdrive.models import parallel
 
     config, endpoints = _read(run_dir)
@@ -140,6 +142,9 @@ def run_training_rank(run_dir: Path, resume: bool) -> int:
     parallel.initialise(config.parallel.tensor, config.parallel.pipeline, config.seed, config.rollout.start_timeout_s)
     try:
         _train(config, endpoints, run_dir)
+    except NotFinite as error:  # all ranks count alike
+        print(f"training rank: {error}", file=sys.stderr, flush=True)
+        return GAVE_UP
     finally:
         parallel.shutdown()
     return 0

@@ -18,13 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from nemo_mtdrive.process import describe_exit, die_with_parent
+from nemo_mtdrive.process import GAVE_UP, WRONG_REQUEST, describe_exit, die_with_parent
 
 POLL_S = 0.1
 STOP_S = 10.0
 """How long a process may take to end after SIGTERM before SIGKILL."""
-WRONG_REQUEST = 2
-"""Exit code of a process that was asked for what cannot be done: asking again would not help."""
 RESTARTS_FILE = "restarts.jsonl"
 
 
@@ -128,7 +126,7 @@ class Job:
 
         Raises:
             MainFailed: a main process ended with another code than 0.
-            JobFailed: one was asked for what cannot be done, or a helper died too often.
+            JobFailed: one was asked for what cannot be done or gave up, or a helper died too often.
         """
         while True:
             codes = [(child, child.process.poll()) for child in self._children]
@@ -183,16 +181,20 @@ class Job:
         if failed:
             # one that is killed takes its peers down within a poll: what was killed is the cause, the rest follow
             cause = min(failed, key=lambda child: child.process.returncode)
-            wrong = cause.process.returncode == WRONG_REQUEST
-            raise (JobFailed if wrong else MainFailed)(cause.how_it_ended())
+            raise (MainFailed if _may_help(cause) else JobFailed)(cause.how_it_ended())
 
     def _start_again(self, child: Child) -> None:
-        if child.process.returncode == WRONG_REQUEST:
+        if not _may_help(child):
             raise JobFailed(child.how_it_ended())
         self._restarts.count(child.name, child.how_it_ended(), child.max_restarts, child.limit_key)
         _signal_session(child.process, signal.SIGKILL)  # what it left behind
         child.killed_because = ""
         child.process = _spawn(child.command, child.environment, child.log, ())
+
+
+def _may_help(child: Child) -> bool:
+    """Whether to start it again."""
+    return child.process.returncode not in (WRONG_REQUEST, GAVE_UP)
 
 
 def _spawn(command: Sequence[str], environment: Mapping[str, str], log: Path,

@@ -19,7 +19,7 @@ import pytest
 from nemo_mtdrive.config import ConfigError, load_config
 from nemo_mtdrive.environment.server import listen
 from nemo_mtdrive.launch import make_endpoints, new_meeting_place, read_endpoints, write_endpoints
-from nemo_mtdrive.process import describe_exit, free_port, port_is_free, reserve_port
+from nemo_mtdrive.process import GAVE_UP, WRONG_REQUEST, describe_exit, free_port, port_is_free, reserve_port
 from nemo_mtdrive.supervision import Job, JobFailed, JobInterrupted, MainFailed, Restarts, interruptible
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -210,13 +210,14 @@ def test_an_orderly_end_of_a_helper_is_one_only_where_it_may_end_by_itself(tmp_p
     assert journal.lines() == [("environment-server-0", 1)] and starts(tmp_path / "rollout-worker-0.log") == 1
 
 
-def test_what_was_asked_for_wrongly_is_not_asked_for_again(tmp_path: Path) -> None:
-    wrong = [sys.executable, "-c", "import sys; print('set it to 3'); sys.exit(2)"]
+@pytest.mark.parametrize("code", [WRONG_REQUEST, GAVE_UP])
+def test_what_would_come_to_the_same_end_is_not_tried_again(tmp_path: Path, code: int) -> None:
+    wrong = [sys.executable, "-c", f"import sys; print('set it to 3'); sys.exit({code})"]
     for main in (False, True):
         with open_job(tmp_path) as job:
             job.start("helper", wrong, {}, main=main, max_restarts=5)
             job.start("training-rank-0", SLEEP, {}, main=True)
-            with pytest.raises(JobFailed, match=r"helper exited with code 2 \(set it to 3\)") as caught:
+            with pytest.raises(JobFailed, match=rf"helper exited with code {code} \(set it to 3\)") as caught:
                 job.watch(lambda: None)
             assert not isinstance(caught.value, MainFailed)
 
