@@ -102,6 +102,23 @@ def test_a_restarted_server_goes_on_where_the_episodes_were(start):
         _same(here.step_many(last), client.step_many(last))
 
 
+def test_a_server_that_somebody_starts_again_is_waited_for(start):
+    running = start().wait_ready()
+    with EnvironmentClient(running.url, TOKEN, timeout_s=120.0, retries=1, waits=True) as client, \
+            EnvironmentClient(running.url, TOKEN, timeout_s=2.0, retries=1, waits=True) as hasty:
+        client.reset("e", "s0", want_image=False)
+        before = client.step("e", 0, answer(2.0))
+        running.process.kill()
+        running.process.wait()
+        began = time.monotonic()
+        with pytest.raises(EnvironmentUnavailable, match="ConnectError"):  # far more attempts than one
+            hasty.reset("f", "s0", want_image=False)
+        assert time.monotonic() - began > 0.5
+        start(running.port)
+        assert client.step("e", 1, answer(0.0)).reason == "clean"
+        _same([client.step("e", 0, answer(9.0))], [before])
+
+
 def test_another_server_takes_over(start):
     first, second = start().wait_ready(), start().wait_ready()
     with EnvironmentClient([first.url, second.url], TOKEN, timeout_s=30.0, retries=1) as client:

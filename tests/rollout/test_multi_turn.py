@@ -10,7 +10,7 @@ import pytest
 from nemo_mtdrive.dialogue.conversation import encode_dialogue, next_user_turn
 from nemo_mtdrive.environment.client import EnvironmentRefused
 from nemo_mtdrive.rollout.engine import EngineError
-from nemo_mtdrive.rollout.multi_turn import RolloutSettings, episode_seed, run_tasks, turn_seed
+from nemo_mtdrive.rollout.multi_turn import CUT, RolloutSettings, episode_seed, run_tasks, turn_seed
 from nemo_mtdrive.types import NOT_OURS, Episode, RolloutTask
 
 from .conftest import teacher_forced
@@ -253,3 +253,16 @@ def test_the_real_engine_plays_and_its_logprobs_are_huggingfaces(engine, tokeniz
         scored = teacher_forced(reference, episode.tokens, scene_image(episode.scene_id))
         np.testing.assert_allclose(episode.logprobs[own], scored[own], atol=1e-4)
         assert (episode.logprobs[~own] == 0).all()
+
+
+def test_an_episode_beyond_its_deadline_is_cut_and_its_group_goes_on(tokenizer):
+    """Every turn is beyond a deadline of 0 s: what is not over after its first turn is cut, with that turn."""
+    engine = ScriptedEngine(tokenizer)
+    environment = ScriptedEnvironment({"a": 1, "b": 3}, max_turns=4)
+    hasty = dataclasses.replace(SETTINGS, episode_timeout_s=0.0)
+    episodes = play([task("a"), task("b")], engine, environment, tokenizer, hasty)
+    assert [(e.valid, e.reason) for e in episodes.values() if e.scene_id == "a"] == [(True, "clean")] * 2
+    cut = [e for e in episodes.values() if e.scene_id == "b"]
+    assert all(not e.valid and len(e.turns) == 1 and len(e.tokens) == e.turns[0].stop for e in cut) and len(cut) == 2
+    assert all(e.reason.startswith(f"{CUT} after 1 turns in ") and e.reason.endswith("episode_timeout_s=0") for e in cut)
+    assert engine.sequences == {}
