@@ -46,7 +46,7 @@ def by_turn(summary: Mapping[str, Any]) -> Grid:
         if not (found := part.get("sweep")):
             continue
         for turn, values in found["turns"].items():
-            marks = [mark for mark in ("best", "knee") if found[mark] == int(turn)]
+            marks = [mark.replace("_", " ") for mark in ("best", "knee", "paired_knee") if found[mark] == int(turn)]
             behind = values["behind_best"]
             rows.append(((_label(summary, name), turn, ", ".join(marks) or MISSING),
                          [*score_cells(values), Cell(behind["PDMS"], behind["ci95"]), Cell(values["mean_turns"])]))
@@ -72,8 +72,10 @@ def knees(summary: Mapping[str, Any]) -> list[str]:
         best = found["turns"][str(found["best"])]
         interval = best["PDMS_ci95"]
         within = "" if interval is None else f" [{interval[0]:.1f}, {interval[1]:.1f}]"
-        lines.append(f"{_label(summary, name)}: best with {found['best']} turns, PDMS {best['PDMS']:.1f}{within}; "
-                     f"{found['knee']} are enough (PDMS {found['turns'][str(found['knee'])]['PDMS']:.1f})")
+        enough = found["turns"][str(found["knee"])]["PDMS"]
+        lines.append(f"{_label(summary, name)}: at most {found['best']} turns are best, PDMS {best['PDMS']:.1f}{within}; "
+                     f"{found['knee']} are within that interval (PDMS {enough:.1f}), {found['paired_knee']} by the paired "
+                     "difference")
     return lines
 
 

@@ -22,11 +22,11 @@ def sweep(episodes: Sequence[Episode], max_turns: int, *, facts: Mapping[str, Sc
     """The rows after at most 1 .. `max_turns` turns::
 
         {"turns": {"1": {the values of `evaluate.row_of`, "mean_turns": .., "behind_best": {"PDMS": .., "ci95": [..]}}},
-         "best": n, "knee": n}
+         "best": n, "knee": n, "paired_knee": n}
 
     `best` is the n of the highest PDMS (the smallest of equals), `knee` the smallest n whose PDMS is within the 95%
     interval of the best one's. `behind_best` is how far n lies behind it on the same scenes, with the interval of that
-    difference, which is the narrower one. None without valid episodes.
+    difference, which is the narrower one; `paired_knee` is the smallest n where it reaches 0. None without valid episodes.
     """
     answers = [answers_of(episode) for episode in episodes if episode.valid]
     if not answers:
@@ -43,7 +43,12 @@ def sweep(episodes: Sequence[Episode], max_turns: int, *, facts: Mapping[str, Sc
         behind = at_best - _pdms(ends[turns])
         row["behind_best"] = {_PDMS: round(float(behind.mean()), 4), "ci95": confidence_interval(behind, scenes, bootstrap)}
     return {"turns": {str(turns): row for turns, row in rows.items()}, "best": best,
-            "knee": min(turns for turns, row in rows.items() if row[_PDMS] >= lowest)}
+            "knee": min(turns for turns, row in rows.items() if row[_PDMS] >= lowest),
+            "paired_knee": min(turns for turns, row in rows.items() if _reaches(row["behind_best"]))}
+
+
+def _reaches(behind: Mapping[str, Any]) -> bool:
+    return behind[_PDMS] <= 0.0 if behind["ci95"] is None else behind["ci95"][0] <= 0.0
 
 
 def _until(answers: Sequence[Answer], turns: int) -> Sequence[Answer]:

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nemo_mtdrive.environment.env import Environment
@@ -62,9 +63,12 @@ def play_batches(station: Station[T], batches: Mapping[int, Sequence[RolloutTask
     if processes == 1 or len(batches) == 1:
         with _threads(station.threads):
             driver = station.open_driver(_device(0))
-            environment = station.open_environment(driver)
-            for number, tasks in batches.items():
-                yield number, station.collect(environment, _play(driver, environment, tasks))
+            try:
+                environment = station.open_environment(driver)
+                for number, tasks in batches.items():
+                    yield number, station.collect(environment, _play(driver, environment, tasks))
+            finally:
+                driver.close()
         return
     context = get_context("spawn")
     counter = context.Value("i", 0)
@@ -102,6 +106,7 @@ def _open(station: Station[Any], counter: Synchronized[int]) -> None:
         counter.value += 1
     torch.set_num_threads(station.threads)
     driver = station.open_driver(_device(index))
+    Finalize(None, driver.close, exitpriority=1)
     _process = (station, driver, station.open_environment(driver))
 
 

@@ -98,6 +98,10 @@ class ModelDriver:
         """Most turns of an episode."""
         return self.settings.max_turns
 
+    def close(self) -> None:
+        """End what the engine has started; no other call may follow."""
+        self.engine.close()
+
     def play(self, tasks: Sequence[RolloutTask], environment: Environment, on_episode: OnEpisode,
              on_progress: OnProgress | None = None) -> None:
         """Play `group_size` episodes of every task; each goes to `on_episode` as it ends (see `run_tasks`).
