@@ -178,13 +178,11 @@ class TrainingJob:
 
     def run_rl(self, done: int) -> None:
         """Algorithm 1 from step `done` on: I iterations of M steps."""
-        settings, total = self.config.mtgrpo, self.rl_steps
+        total = self.rl_steps
         with self._metrics("rl", done) as metrics, self.progress.phase("mtGRPO", total=total, unit="steps") as bar:
             bar.advance(done)
             self._validate_rl(done)  # what ended after the checkpoint may have missed it
             for step in range(done, total):
-                if step % settings.steps == 0 and step > 0:
-                    self.policy.set_reference()  # line 4
                 began = time.monotonic_ns()
                 values = self.rl.step(step)
                 spans.flush()

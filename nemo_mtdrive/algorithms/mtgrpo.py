@@ -104,6 +104,8 @@ class MTGRPOTrainer:
     def step(self, step: int) -> dict[str, float]:
         """One step of Algorithm 1: sample questions (6), roll out under pi_old (7, 8), score (9), update (10 to 13)."""
         self.timers = StepTimers()
+        if step % self.settings.steps == 0 and step > 0:  # the first iteration's is set where training starts
+            self.policy.set_reference()  # line 4
         with self.timers("rollout"):
             groups = self.roll_out(step)
         with self.timers("advantage"):

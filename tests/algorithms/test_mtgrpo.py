@@ -99,6 +99,11 @@ class BigramPolicy:
         found = torch.log_softmax(table, -1)[classes[:, :-1], classes[:, 1:]]
         return torch.cat([torch.zeros(len(tokens), 1, dtype=found.dtype), found], 1)
 
+    def entropy(self, tokens: Tensor, table: Tensor) -> Tensor:
+        logprobs = torch.log_softmax(table, -1)
+        found = -(logprobs.exp() * logprobs).sum(-1)[(tokens % self.CLASSES)[:, :-1]]
+        return torch.cat([torch.zeros(len(tokens), 1, dtype=found.dtype), found], 1)
+
     def set_lr(self, lr: float, weight_decay: float = 0.0) -> None:
         self.lr = lr
 
@@ -112,7 +117,8 @@ class BigramPolicy:
         assert self.loss_function is not None
         total = 0.0
         for micro in batch:
-            loss, _ = self.loss_function(self.score(micro["tokens"], self.table), micro)
+            extra = {"entropy": self.entropy(micro["tokens"], self.table)} if self.want_entropy else {}
+            loss, _ = self.loss_function(self.score(micro["tokens"], self.table), micro | extra)
             loss.backward()
             total += loss.item()
         return total, {}
@@ -184,6 +190,58 @@ def test_mini_batches_are_whole_groups_and_update_one_after_another(tokenizer: T
     run.step(0)
     assert len(run.policy.gradients) == 6
     torch.testing.assert_close(run.policy.gradients[0], first, atol=1e-7, rtol=0)
+
+
+def test_four_steps_are_algorithm_1(tokenizer: Tokenizer) -> None:
+    """I = 2 iterations of M = 2 steps of mu = 2 passes over 3 mini-batches, against the listing in plain loops: when pi_ref
+    and pi_old are taken, which group each update is on, and with which learning rate."""
+    run = trainer(tokenizer, "mtgrpo.iterations=2", "mtgrpo.steps=2", "mtgrpo.inner_updates=2",
+                  "mtgrpo.mini_batch_prompts=1")
+    table, reference = run.policy.table.detach().clone(), run.policy.reference
+    settings = LossSettings(0.2, 0.2, 0.05, "k3")
+    for iteration in range(2):
+        if iteration:
+            reference = table.clone()
+        for step in range(2 * iteration, 2 * iteration + 2):
+            groups = run.rollouts.generate(run.draw_tasks(step))
+            old = table.clone()
+            for group in groups * 2:
+                leaf = table.clone().requires_grad_()
+                total = torch.zeros((), dtype=torch.float64)
+                for e, of_turn in zip(group.episodes, group_advantages(group, "cross_turn", max_turns=3), strict=True):
+                    tokens = torch.as_tensor(e.tokens.astype(np.int64))[None]
+                    own = torch.as_tensor(e.turn_of_token >= 0)[None]
+                    of_token = torch.as_tensor([of_turn[j] if j >= 0 else 0.0 for j in e.turn_of_token])[None]
+                    weight = torch.tensor([e.valid / sum(other.valid for other in group.episodes)], dtype=torch.float64)
+                    total = total + reference_loss(run.policy.score(tokens, leaf), run.policy.score(tokens, old),
+                                                   run.policy.score(tokens, reference), of_token, own, weight, settings)
+                table = table - 0.5 * torch.autograd.grad(total, leaf)[0]
+            run.step(step)
+            torch.testing.assert_close(run.policy.table.detach(), table, atol=1e-6, rtol=0)
+            torch.testing.assert_close(run.policy.reference, reference, atol=1e-6, rtol=0)
+    assert len(run.policy.gradients) == 24
+
+
+def test_the_entropy_bonus_reaches_the_policy(tokenizer: Tokenizer) -> None:
+    """Eq. 4 and 0.3 times the entropy at every own token, weighted alike; fp64."""
+    run = trainer(tokenizer, "mtgrpo.entropy_coefficient=0.3")
+    groups = run.rollouts.generate(run.draw_tasks(0))
+    expected = expected_gradient(run.policy, groups, "cross_turn", questions=3)
+    table = run.policy.table.detach().clone().requires_grad_()
+    bonus = torch.zeros((), dtype=torch.float64)
+    for group in groups:
+        valid = [e for e in group.episodes if e.valid]
+        for e in valid:
+            at = run.policy.entropy(torch.as_tensor(e.tokens.astype(np.int64))[None], table)[0]
+            bonus = bonus + at[torch.as_tensor(e.turn_of_token >= 0)].mean() / (3 * len(valid))
+    (of_bonus,) = torch.autograd.grad(bonus, table)
+    run.step(0)
+    assert of_bonus.abs().max() > 1e-3
+    torch.testing.assert_close(run.policy.gradients[0], expected - 0.3 * of_bonus, atol=1e-7, rtol=0)
+    plain = trainer(tokenizer)
+    plain.step(0)
+    assert not plain.policy.want_entropy
+    torch.testing.assert_close(plain.policy.gradients[0], expected, atol=1e-7, rtol=0)
 
 
 def test_data_ranks_add_up_to_the_whole(tokenizer: Tokenizer) -> None:
