@@ -9,6 +9,7 @@ is tokenized, resized or expanded a second time.
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import threading
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ from nemo_mtdrive.rollout.engine_checks import (
     check_stop_token,
     checked_weights,
 )
-from nemo_mtdrive.rollout.vllm_start import engine_arguments, set_environment, write_model_directory
+from nemo_mtdrive.rollout.vllm_start import START_S, engine_arguments, set_environment, write_model_directory
 from nemo_mtdrive.transfer.images import patchify
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from nemo_mtdrive.dialogue.tokenizer import Tokenizer
     from nemo_mtdrive.rollout.vllm_weights import WeightRoute
 
-START_S = 600.0
-"""How long vLLM may take to start [s]."""
 SHUTDOWN_S = 20.0
 """How long vLLM's processes may take to end before they are killed, which leaves their shared memory behind [s]."""
 
@@ -162,7 +161,7 @@ class VLLMEngine:
             self._llm: AsyncLLM = self._loop.call(asyncio.wait_for(start(), START_S))
         except (RuntimeError, ValueError, OSError) as error:
             raise VLLMError(f"vLLM did not start: {error}") from error
-        self._loop.call(self._llm.collective_rpc("mtdrive_set_sampler", args=(self._forbidden,)))
+        self._loop.call(self._llm.collective_rpc("mtdrive_prepare", args=(os.getpid(), self._forbidden)))
         self._route = self._open_route(rollout)
 
     def _open_route(self, rollout: RolloutConfig) -> WeightRoute:

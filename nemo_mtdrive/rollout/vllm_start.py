@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from nemo_mtdrive.dialogue.tokenizer import Tokenizer
 
 GIGABYTE = 1 << 30
+START_S = 1800.0
+"""How long vLLM may take to start [s]; a job's own limit is rollout.start_timeout_s."""
 CPU_BLOCK_TOKENS = 32
 """Tokens of a KV block on a CPU, where vLLM takes 128: only whole blocks are found again in the prefix cache."""
 WORKER_EXTENSION = "nemo_mtdrive.rollout.vllm_worker.WorkerExtension"
@@ -39,6 +41,7 @@ def set_environment(rollout: RolloutConfig, device: str) -> bool:
     if find_spec("vllm") is None:
         raise EngineError("vLLM is not installed in this environment: run `make rollout-env` and start its Python")
     _set_default({"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1",
+                  "VLLM_ENGINE_READY_TIMEOUT_S": f"{START_S:.0f}",
                   "VLLM_USE_V2_MODEL_RUNNER": "0"})  # `vllm_worker.PolicySampler` is a sampler of the first
     from vllm.platforms import current_platform
 

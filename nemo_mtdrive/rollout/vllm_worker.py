@@ -10,6 +10,9 @@ import ctypes
 import logging
 import mmap
 import os
+import select
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -60,9 +63,9 @@ class WorkerExtension:
     model_runner: Any
     device: torch.device
 
-    def mtdrive_set_sampler(self, forbidden: list[int]) -> None:
-        """Replace the sampler; `forbidden` tokens are never drawn."""
-        die_with_parent()
+    def mtdrive_prepare(self, engine: int, forbidden: list[int]) -> None:
+        """Replace the sampler, so that `forbidden` tokens are never drawn; end when process `engine` ends."""
+        _end_with(engine)
         # it warns at every update of modules that have tables and no weights, as the rotary embeddings
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
         runner = self.model_runner
@@ -95,6 +98,20 @@ class WorkerExtension:
         """Memory of this process that is in RAM."""
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * mmap.PAGESIZE
+
+
+def _end_with(engine: int) -> None:
+    """When the process that holds the engine is gone, however it ended, take vLLM's core and this process along: the core
+    would wait for requests for ever."""
+    die_with_parent()
+    core = os.getppid()
+    gone = os.pidfd_open(engine)
+
+    def watch() -> None:
+        select.select([gone], [], [])  # a process's descriptor is readable when it has ended
+        os.kill(core, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="engine-watch", daemon=True).start()
 
 
 def _views(memory: mmap.mmap, entries: Sequence[Entry]) -> Iterator[tuple[str, Tensor]]:

@@ -22,7 +22,7 @@ from nemo_mtdrive.rollout import engine as engine_module
 from nemo_mtdrive.rollout.engine import Generated
 
 SCRIPT = Path(__file__).with_name("engine_process.py")
-LIMIT_S = 600.0
+LIMIT_S = 1800.0
 
 
 def rollout_interpreter() -> str:
