@@ -116,7 +116,8 @@ def _foremost(parts: Sequence[Span], window: Window) -> list[tuple[str, int, int
     changes = sorted(
         (moment, order[part.phase], change) for part in parts
         for moment, change in ((max(part.start_ns, window.start_ns), 1), (min(part.stop_ns, window.stop_ns), -1)))
-    running, found, now = [0] * len(PHASES), [], window.start_ns
+    running, now = [0] * len(PHASES), window.start_ns
+    found: list[tuple[str, int, int]] = []
     for moment, which, change in [*changes, (window.stop_ns, -1, 0)]:
         phase = next((name for name, count in zip(PHASES, running, strict=True) if count), OTHER)
         if moment > now:
