@@ -55,6 +55,7 @@ class EpisodeStream:
         self._slots = threading.BoundedSemaphore(in_flight)
         self._flush_timeout_s = flush_timeout_s
         self._futures: list[Future[float]] = []
+        self._failed: Future[float] | None = None
         self._blocked_s = 0.0
         self._bytes_before = 0
 
@@ -73,7 +74,9 @@ class EpisodeStream:
         with span("wait"):
             self._slots.acquire()
         self._blocked_s += time.perf_counter() - start
-        self._futures.append(self._pool.submit(self._send, episode, dict(images)))
+        future = self._pool.submit(self._send, episode, dict(images))
+        future.add_done_callback(self._note_failure)
+        self._futures.append(future)
 
     def on_rollout_end(self) -> StreamMetrics:
         """Wait until the training ranks have taken every episode of this rollout.
@@ -110,7 +113,10 @@ class EpisodeStream:
             self._slots.release()
         return time.perf_counter() - start
 
+    def _note_failure(self, future: Future[float]) -> None:
+        if not future.cancelled() and future.exception() is not None:
+            self._failed = self._failed or future
+
     def _raise_failures(self) -> None:
-        for future in self._futures:
-            if future.done():
-                future.result()
+        if self._failed is not None:
+            self._failed.result()
