@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,6 +29,52 @@ def test_what_we_write_we_read(hundredths):
     trajectory = np.array(hundredths) / 100.0
     parsed = parse_answer(answer_text(trajectory))
     np.testing.assert_array_equal(parsed.trajectory, trajectory)
+
+
+_finite = st.floats(-LARGEST_MAGNITUDE + 0.01, LARGEST_MAGNITUDE - 0.01)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(_finite, min_size=3, max_size=3), min_size=8, max_size=8))
+def test_any_trajectory_comes_back_to_two_decimals(points):
+    trajectory = np.array(points)
+    text = answer_text(trajectory)
+    parsed = parse_answer(text)
+    assert parsed.format_score == 1.0
+    np.testing.assert_allclose(parsed.trajectory, trajectory, rtol=0, atol=0.005 + 1e-9)
+    assert answer_text(parsed.trajectory) == text  # and what was read is written alike
+
+
+def _hostile(random: np.random.Generator) -> str:
+    """An answer that is cut, repeated, shuffled, spliced with tokens, numbers and scripts that do not belong there."""
+    pieces = ("[PT", "[PT, ", "]", "(", ")", ", ", "(1, 2, 3)", "nan", "inf", "1e400", "-", "+", "--1", "0x1", "9" * 40,
+              "1." + "0" * 60, "<|im_end|>", "<image>", "\x00", "\ud800", "\u202e", "\u0661", "\U0001f600", "\n", "PT", "[[",
+              "]]", "{}", "%s", "\\", "(" * 200, "[PT" * 50, " " * 500, " " * 9000, "90210")
+    text = GOOD if random.random() < 0.7 else ""
+    for _ in range(random.integers(1, 9)):
+        start, stop = sorted(random.integers(0, len(text) + 1, 2).tolist())
+        piece = pieces[random.integers(len(pieces))]
+        edit = random.integers(5)
+        text = (text[:start] + piece + text[start:], text[:start] + text[stop:], text[:start] + piece + text[stop:],
+                text + text[start:stop], text[stop:] + text[:start])[edit]
+    return text
+
+
+def test_ten_thousand_hostile_answers_give_a_reason_or_a_trajectory():
+    random = np.random.default_rng(0)
+    reasons = set()
+    for _ in range(10_000):
+        parsed = parse_answer(_hostile(random))
+        if parsed.trajectory is None:
+            assert parsed.format_score == 0.0 and parsed.problem
+            assert parsed.problem.isascii() and len(parsed.problem) < 80
+            reasons.add(re.sub("[0-9]+", "N", parsed.problem))
+        else:
+            assert parsed.format_score == 1.0 and parsed.problem == ""
+            assert parsed.trajectory.shape == (8, 3) and np.abs(parsed.trajectory).max() <= LARGEST_MAGNITUDE
+    assert reasons == {"there is no [PT, ...] list", "there is more than one [PT, ...] list", "the answer is too long",
+                       "the list is malformed or cut after point N", "there are N points, and N are needed",
+                       "a number is too large"}
 
 
 @pytest.mark.parametrize("number", ["1", "+1", "-1", "1.", ".5", "+.5", "-0.25", "007", "0.123456", "1000"])
