@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nemo_mtdrive.rollout.engine import EngineError
 from nemo_mtdrive.rollout.native_cache import SlotCache
+from nemo_mtdrive.rollout.native_vision import attend_by_window
 from nemo_mtdrive.torchvision_ops import declare_torchvision_operators
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class NativeModel:
         self._check()
         self.visual = Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config)
         self.visual.to(dtype=dtype, device=device).eval().requires_grad_(False)
+        attend_by_window(self.visual)
 
         hidden, inner = config.hidden_size, config.intermediate_size
         qkv = (self.heads + 2 * self.kv_heads) * self.head_dim
@@ -127,10 +129,7 @@ class NativeModel:
         return named
 
     def encode_image(self, pixel_values: Tensor, grid: Tensor) -> Tensor:
-        """[patches, 1176], [1, 3] of ONE image -> [placeholders, hidden].
-
-        One image a call: HF's SDPA tower builds a dense [patches, patches] mask over all images it is given.
-        """
+        """[patches, 1176], [1, 3] of ONE image -> [placeholders, hidden]."""
         if grid.shape != (1, 3):
             raise EngineError(f"got grids of shape {tuple(grid.shape)}; encode one image at a time")
         return self.visual(pixel_values.to(device=self.device, dtype=self.dtype), grid_thw=grid.to(self.device))
