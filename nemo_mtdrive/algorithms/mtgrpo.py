@@ -52,6 +52,9 @@ class TensorCache(Protocol):
     def get(self, key: Hashable, build: Callable[[], MicroBatch]) -> MicroBatch:
         """The tensors of a key on the device."""
 
+    def drop(self, key: Hashable) -> None:
+        """Forget a key before the step ends."""
+
     def on_step_end(self) -> dict[str, float]:
         """Drop what the step held; returns metrics of it."""
 
