@@ -175,8 +175,8 @@ class SpanReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._offsets: dict[Path, tuple[int, int]] = {}
-        """File -> (inode, bytes read)."""
+        self._offsets: dict[Path, tuple[bytes, int]] = {}
+        """File -> (its first line, which no two processes share; bytes read)."""
         self._headers: dict[Path, dict[str, Any]] = {}
         self._epoch_of_boot: dict[str, int] = {}
 
@@ -194,14 +194,16 @@ class SpanReader:
 
     def _read(self, path: Path) -> Iterator[Span]:
         with path.open("rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            known, offset = self._offsets.get(path, (inode, 0))
-            if known != inode or os.fstat(file.fileno()).st_size < offset:  # a process that was started again
+            first = file.readline()
+            known, offset = self._offsets.get(path, (first, 0))
+            if known != first:  # a process that was started again, however much it has written since
                 offset = 0
+            if not first.endswith(b"\n"):  # it is just starting
+                return
             file.seek(offset)
             content = file.read()
         whole = content[: content.rfind(b"\n") + 1]  # the rest of a line comes with the next call
-        self._offsets[path] = (inode, offset + len(whole))
+        self._offsets[path] = (first, offset + len(whole))
         for row in whole.splitlines():
             try:
                 line = json.loads(row)

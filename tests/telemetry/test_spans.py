@@ -73,6 +73,12 @@ def test_the_reader_follows_a_growing_file_and_a_new_one_in_its_place(tmp_path: 
     again.close()
     assert [each.phase for each in reader.read()] == ["sync"]
 
+    longer = SpanLog(tmp_path / "w.jsonl", "w")  # has written more than the one before when it is looked at
+    for start in range(0, 10**9, 10**6):
+        longer.add("sync", start, start + 1)
+    longer.close()
+    assert len(reader.read()) == 1000 and reader.read() == []
+
 
 def test_neighbours_are_merged_unless_another_span_stands_between(tmp_path: Path) -> None:
     log = SpanLog(tmp_path / "w.jsonl", "w")
