@@ -36,12 +36,16 @@ def add_pages(commands: argparse._SubParsersAction) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from nemo_mtdrive.evaluation.report import write_report
+    from nemo_mtdrive.evaluation.report import MAX_EPISODES, write_report
     from nemo_mtdrive.evaluation.run_files import count_episodes
     from nemo_mtdrive.telemetry.progress import open_progress
 
+    count = min(count_episodes(options.run_dir), MAX_EPISODES)
+    if not count:
+        print(write_report(options.run_dir))
+        return
     with open_progress(sys.stderr, plain_every_s=10.0) as progress, \
-            progress.phase("report", total=count_episodes(options.run_dir), unit="episodes") as bar:
+            progress.phase("report", total=count, unit="episodes") as bar:
         path = write_report(options.run_dir, bar.advance)
     print(path)
 

@@ -14,6 +14,7 @@ import pytest
 from hand_episodes import HOSTILE
 from pages import Page
 
+from nemo_mtdrive.cli import main
 from nemo_mtdrive.evaluation import charts, overview
 from nemo_mtdrive.evaluation.episode_figures import write_readme_picture
 from nemo_mtdrive.evaluation.report import write_report
@@ -171,3 +172,11 @@ def test_the_last_step_s_timeline_is_in_the_page(run_dir: Path) -> None:
     (run_dir / "trace.json").write_text("{}")
     with pytest.raises(RunError, match=r"trace\.json: not a trace"):
         write_report(run_dir)
+
+
+def test_the_command(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run_dir)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{run_dir / 'report.html'}\n" and "3/3 episodes" in said.err
+    assert main(["report", str(run_dir / "nowhere")]) == 2
+    assert "no such run directory; give the run_dir of a run\n" in capsys.readouterr().err
