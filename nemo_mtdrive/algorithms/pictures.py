@@ -7,6 +7,7 @@ one, and not with the micro-batches: an image is decoded, uploaded and (frozen t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import blake2b
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from nemo_mtdrive.algorithms.batch import Payload
 from nemo_mtdrive.algorithms.policy import MicroBatch
+from nemo_mtdrive.telemetry.spans import span
 from nemo_mtdrive.transfer.images import pixel_values
 from nemo_mtdrive.types import Episode
 
@@ -27,6 +29,9 @@ class KeyedCache(Protocol):
 
     def get(self, key: tuple[str, str], build: Callable[[], MicroBatch]) -> MicroBatch:
         """The tensors of a key on the device."""
+
+    def drop(self, key: tuple[str, str]) -> None:
+        """Forget a key."""
 
 
 class Pictures:
@@ -56,18 +61,27 @@ class Pictures:
         self._seen |= grids.keys()
         decoded: list[Callable[[str], Payload]] = []
 
-        def pixels(key: str) -> Tensor:
+        def build(key: str) -> MicroBatch:
             if not decoded:
                 decoded.append(self._images(episodes))
-            return pixel_values([decoded[0](key)], self._device)
+            return {"": pixel_values([decoded[0](key)], self._device)}
+
+        def pixels(key: str) -> Tensor:
+            return self._cache.get(("pixels", key), lambda: build(key))[""]
+
+        def embed(key: str, grid: tuple[int, int, int], encode: Encode) -> MicroBatch:
+            rows = pixels(key)
+            with span("log_prob"):  # the tower's run is computing, in whichever phase it falls
+                features = encode(rows, torch.tensor([grid]))
+            self._cache.drop(("pixels", key))
+            return {"": features}
 
         ids = torch.tensor([image_id(key) for key in grids], device=self._device)
         if self.encode is None:
-            parts = [self._cache.get(("pixels", key), lambda key=key: {"": pixels(key)})[""] for key in grids]
+            parts = [pixels(key) for key in grids]
             return {"pixel_values": parts[0] if len(parts) == 1 else torch.cat(parts), "image_ids": ids}
         encode = self.encode
-        parts = [self._cache.get(("embeddings", key), lambda key=key, grid=grid: {
-            "": encode(pixels(key), torch.tensor([grid]))})[""] for key, grid in grids.items()]
+        parts = [self._cache.get(("embeddings", key), partial(embed, key, grid, encode))[""] for key, grid in grids.items()]
         return {"image_features": parts[0] if len(parts) == 1 else torch.cat(parts), "image_ids": ids}
 
     def prefetch(self, key: str, payload: Payload) -> None:
@@ -75,8 +89,7 @@ class Pictures:
 
         Embeddings are not computed here: tensor-parallel ranks would have to do so in the same order.
         """
-        if self.encode is None:
-            self._cache.get(("pixels", key), lambda: {"": pixel_values([payload], self._device)})
+        self._cache.get(("pixels", key), lambda: {"": pixel_values([payload], self._device)})
 
     def collect(self) -> dict[str, float]:
         """`vision/images`: different images in this rank's micro-batches since the last call."""

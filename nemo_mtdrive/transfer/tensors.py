@@ -96,6 +96,11 @@ class TensorCache:
         self.metrics.build_s += time.perf_counter() - start
         return dict(tensors)
 
+    def drop(self, key: Hashable) -> None:
+        """Forget the tensors of a key, where something made of them takes their place. Unknown keys are ignored."""
+        if key in self._kept:
+            self.metrics.bytes_kept -= bytes_of(self._kept.pop(key)[0])
+
     def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
         """To the device; from page-locked memory where that is a GPU, so that the copy runs beside the CPU's next work."""
         if self.device.type == "cuda" and tensor.device.type == "cpu":

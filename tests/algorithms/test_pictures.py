@@ -70,7 +70,7 @@ def test_a_frozen_tower_runs_once_an_image_and_pixels_are_not_kept() -> None:
         return pixels.view(-1, 4, pixels.shape[1]).mean(1)[:, :5]
 
     seen.encode = encode
-    seen.prefetch("a", IMAGES["a"])  # leaves the tower to the phases, where all ranks run it in one order
+    seen.prefetch("b", IMAGES["b"])  # leaves the tower to the phases, where all ranks run it in one order
     assert encoded == []
     for _ in range(3):
         for episodes, keys in zip(MICRO_BATCHES, ("a", "abc", "c"), strict=True):
@@ -78,7 +78,8 @@ def test_a_frozen_tower_runs_once_an_image_and_pixels_are_not_kept() -> None:
             pixels, _grid = patchify([IMAGES[key] for key in keys])
             assert torch.equal(found["image_features"], pixels.view(-1, 4, 1176).mean(1)[:, :5])
             assert "pixel_values" not in found
-    assert encoded == [[1, 2, 2], [1, 2, 4], [1, 2, 6]] and decoding.keys == ["a", "b", "c"]
+    assert encoded == [[1, 2, 2], [1, 2, 4], [1, 2, 6]] and decoding.keys == ["a", "c"]
+    assert seen._cache.metrics.bytes_kept == 4 * 5 * (1 + 2 + 3)  # embeddings alone
 
 
 def test_what_came_early_is_not_decoded_again() -> None:

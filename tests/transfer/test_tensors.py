@@ -76,6 +76,22 @@ def test_what_depends_on_the_weights_goes_when_they_change() -> None:
     assert cache.on_step_end()["iptc/bytes_kept"] == BYTES
 
 
+def test_what_is_dropped_gives_its_bytes_back() -> None:
+    cache, builder = TensorCache("cpu", BYTES, True), Builder()
+    cache.get("a", builder)
+    cache.drop("a")
+    cache.drop("never there")
+    cache.get("b", builder)
+    metrics = cache.on_step_end()
+    assert (metrics["iptc/bytes_kept"], metrics["iptc/refused"], builder.built) == (BYTES, 0, 2)
+
+
+def test_further_metrics_join_the_steps() -> None:
+    cache = TensorCache("cpu", 1 << 20, True)
+    cache.watch(lambda: {"vision/encoded_update": 3.0})
+    assert cache.on_step_end()["vision/encoded_update"] == 3.0
+
+
 def test_tensors_built_in_an_inference_phase_can_be_trained_on() -> None:
     cache, builder = TensorCache("cpu", 1 << 20, True), Builder()
     with torch.inference_mode():
