@@ -19,6 +19,8 @@ import pytest
 
 from tests.metrics_reference import PAGE, differences, rows
 
+from .digests import digests
+
 pytestmark = pytest.mark.end_to_end
 
 SMALL = (
@@ -53,38 +55,8 @@ def steps(run_dir: Path, phase: str) -> list[dict[str, Any]]:
 
 
 def weights(run_dir: Path, name: str) -> dict[str, str]:
-    """Digest of every tensor of a checkpoint (weights, optimizer, reference), read in a process of its own."""
-    code = """
-import hashlib, json, os, sys
-from pathlib import Path
-from nemo_mtdrive.models import parallel
-from megatron.core import dist_checkpointing
-os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2])
-parallel.initialise(1, 1, 0, 60.0)
-found = {}
-def add(name, value):
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            add(f"{name}/{key}", inner)
-    elif isinstance(value, (list, tuple)):
-        for key, inner in enumerate(value):
-            add(f"{name}/{key}", inner)
-    else:
-        data = value.contiguous().numpy().tobytes() if hasattr(value, "numpy") else repr(value).encode()
-        found[name] = hashlib.sha256(data).hexdigest()
-for part in ("weights", "optimizer"):
-    add(part, dist_checkpointing.load_plain_tensors(str(Path(sys.argv[1]) / "model" / part)))
-print(json.dumps(found))
-parallel.shutdown()
-"""
-    from nemo_mtdrive.process import free_port
-
-    done = subprocess.run([sys.executable, "-c", code, str(run_dir / "checkpoints" / name), str(free_port())],
-                          capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) > 20
-    return found
+    """Digest of every tensor of a checkpoint: weights, optimizer, reference."""
+    return digests([run_dir / "checkpoints" / name])[0]
 
 
 def processes_of(run_dir: Path) -> list[int]:
