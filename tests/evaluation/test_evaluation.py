@@ -229,7 +229,7 @@ def test_sampling_is_that_of_the_models_run(tmp_path: Path) -> None:
 
 
 def test_drivers_on_real_logs(tmp_path: Path, shared_dir: Path, progress: Progress) -> None:
-    windows = open_set(f"av2://{shared_dir / 'data' / 'av2'}", 0, 56, 28)
+    windows = open_set(f"av2://{shared_dir / 'data' / 'av2' / 'logs'}", 0, 56, 28)
     assert len(windows.ids) == 80
     every_fourth = replace(windows, ids=windows.ids[::4])
     summary = evaluate(request(tmp_path, every_fourth, drivers=("human", "constant_velocity"), batch=20), progress)
