@@ -21,3 +21,14 @@ def test_declaring_torchvisions_operators_twice_is_harmless():
     import torchvision
 
     assert torchvision.__version__
+
+
+def test_torchvisions_operators_are_declared_when_it_is_imported_and_not_before():
+    """As the line in the rollout environment's .pth file asks for; twice is once."""
+    lines = (
+        "import sys; from nemo_mtdrive.torchvision_ops import declare_on_import; declare_on_import(); declare_on_import()\n"
+        "assert 'torch' not in sys.modules and len([f for f in sys.meta_path if 'Torchvision' in type(f).__name__]) == 1\n"
+        "import torchvision, torch; torch.ops.torchvision.nms"
+    )
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
