@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "nemo_mtdrive"
-BASE = {"types", "config", "config_checks", "commands", "process", "image_key", "torchvision_ops", "whole_file", "__init__"}
+BASE = {"types", "config", "config_checks", "config_rollout", "commands", "process", "image_key", "torchvision_ops",
+        "whole_file", "__init__"}
 
 MAY_IMPORT = {
     "types": set(),
-    "config": {"config_checks"},
-    "config_checks": {"config"},
+    "config": {"config_checks", "config_rollout"},
+    "config_checks": {"config", "config_rollout"},
+    "config_rollout": set(),
     "commands": set(),
     "process": set(),
     "image_key": set(),
