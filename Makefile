@@ -10,7 +10,9 @@ DEBIAN := $(VENV)/.debian-$(call HASH,requirements/debian.txt)
 ROLLOUT_VENV := .venv-rollout
 ROLLOUT := $(ROLLOUT_VENV)/.rollout-$(call HASH,requirements/rollout-cpu.lock)
 
-.PHONY: demo test install rollout-env lint types clean
+PEERS := .tools/peers/.peers-$(call HASH,requirements/peers.lock)
+
+.PHONY: demo test install rollout-env peers lint types clean
 
 demo: $(TRAIN)
 	$(BIN)/nemo-mtdrive rl --config-name demo_cpu
@@ -57,6 +59,15 @@ $(ROLLOUT):
 	$(ROLLOUT_VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
 	echo "import nemo_mtdrive.torchvision_ops as ops; ops.declare_on_import()" \
 	  > "$$($(ROLLOUT_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nemo_mtdrive_torchvision.pth"
+	touch $@
+
+# What benchmarks/transfer.py is held against, away from everything else.
+peers: $(PEERS)
+
+$(PEERS): $(TRAIN)
+	test -x .tools/peers/bin/python || $(PYTHON) -m venv .tools/peers
+	.tools/peers/bin/python -m pip install -q torch==2.13.0
+	.tools/peers/bin/python -m pip install -q --no-deps -r requirements/peers.lock
 	touch $@
 
 clean:

@@ -1,218 +1,182 @@
-"""What IPSS and IPTC save (Section 3.4): a batch from a rollout process to usable tensors in three phases, on and off.
+"""From a rollout to usable tensors in three phases, side by side: ours, verl 0.9's three ways, and the shared-memory floor.
 
-    python benchmarks/transfer.py [--json] [--scenes 8 --group 8 --width 448 --height 252 --generation-s 0.5]
+    make peers                                       # once: verl, Ray and TransferQueue into .tools/peers
+    python benchmarks/transfer.py                    # both workloads of the paper's sizes, a table
+    python benchmarks/transfer.py --json > out.json  # one JSON object: machine, load, command, figures, peers, ratios
+    python benchmarks/transfer.py --workloads 32x224x112 --without-peers   # our side alone, small, in seconds
 
-A worker process "generates" (sleeps, as a host does while its GPU computes): episodes of different lengths end at times
-spread over the second half of `generation-s`, and go to this process, the training rank. Measured are
+A workload is ROLLOUTSxSIZE, one front image a scene, `--group` rollouts of each scene. All rollouts are ready at once; two
+producers send them, four consumers (training ranks) make the tensors of log-prob, reference and update: token ids, masks,
+positions and float32 pixel_values of each micro-batch of 8. Nothing is computed with them. Measured are the time from "go"
+until the last consumer has its last tensor, and the bytes that were put on a socket or into shared memory.
 
-    exposed_s   from the end of the last episode's generation until all episodes are in the trainer's hands
-    phases_s    building the tensors of all micro-batches for log-prob, reference and update
-    overhead_s  their sum: what transfer adds to a step
+    ours                 IPSS and IPTC on: each image once, as uint8; tensors built in the first phase, kept for the others
+    ours_ipss_off        the batch at the end with float32 pixels per rollout; tensors kept
+    ours_iptc_off        streamed; every phase decodes and builds anew
+    ours_both_off        neither
+    dataproto            verl's default: DataProto through Ray's object store, to each phase anew
+    dataproto_zero_copy  the same with RAY_ENABLE_ZERO_COPY_TORCH_TENSORS=1
+    transfer_queue       verl's TransferQueue, SimpleStorage with its default two units
+    shared_memory_floor  a plain copy of what must move into shared memory and out of it, nothing else
 
-Peers are not installed here: "verl's legacy path" is this repository's baseline link, which does what that path does
-(wait for all, float32 pixels per rollout, deserialise in each phase) and is kinder to it (no pickle, one dispatch).
+Peers start with the image processor's work done; ours pays for its part of it. Each variant's first pass warms up and takes
+checksums of every rollout's tokens and pixels in every phase, which must be equal everywhere; it is not timed. Variants take
+turns, round by round, so that other load meets all alike; figures are medians over rounds, with the range. Peers need some
+16 GB of memory for 256x540p.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
 import sys
-import time
-from dataclasses import dataclass
-from functools import partial
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from transfer_load import CONSUMERS, PRODUCERS, Load
 
-from nemo_mtdrive.image_key import image_key
-from nemo_mtdrive.transfer.collect import Collected, EpisodeCollector
-from nemo_mtdrive.transfer.images import grid_of, pixel_values
-from nemo_mtdrive.transfer.link import LinkKind, open_receiver, open_sender
-from nemo_mtdrive.transfer.segments import sweep
-from nemo_mtdrive.transfer.stream import EpisodeStream
-from nemo_mtdrive.transfer.tensors import TensorCache, Tensors
-from nemo_mtdrive.types import Episode, RolloutTask, Turn
-
-PHASES = ("log_prob", "reference", "update")
-MICRO_BATCH = 8
-TOKENS = 1200
-"""Length of an episode, as a conversation of a few turns has it beside its image."""
-ROOT = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path("/tmp")
-STORE: dict[str, Any] = {"shm_root": ROOT, "image_budget_bytes": 8 << 30}
-
-
-@dataclass(frozen=True)
-class Load:
-    """What a step moves."""
-
-    scenes: int
-    group: int
-    width: int
-    height: int
-    generation_s: float
-
-    def tasks(self) -> list[RolloutTask]:
-        """One task a scene."""
-        return [RolloutTask(f"scene-{i}", self.group, seed=i, policy_version=0, step=0, temperature=1.0, slot=i)
-                for i in range(self.scenes)]
-
-    def images(self) -> list[NDArray[np.uint8]]:
-        """One a scene [height, width, 3]."""
-        rng = np.random.default_rng(0)
-        return [rng.integers(0, 256, (self.height, self.width, 3), dtype=np.uint8) for _ in range(self.scenes)]
-
-
-VARIANTS: dict[str, tuple[LinkKind, bool]] = {
-    "ipss_off_iptc_off": ("baseline", False),
-    "ipss_on_iptc_off": ("shm", False),
-    "ipss_on_iptc_on": ("shm", True),
-    "zmq_ipss_on_iptc_on": ("zmq", True),
-}
-"""Name -> (wire, whether the tensor cache is on)."""
+HERE = Path(__file__).resolve().parent
+PEERS_PYTHON = HERE.parent / ".tools" / "peers" / "bin" / "python"
+OURS = ("ours", "ours_ipss_off", "ours_iptc_off", "ours_both_off")
+PEERS = ("dataproto", "dataproto_zero_copy", "transfer_queue")
+FLOOR = "shared_memory_floor"
+GOALS = {"dataproto": 10.0, "transfer_queue": 3.0, "dataproto_zero_copy": 2.5}
+"""Time of a peer over ours, at least."""
+FLOOR_GOAL = 1.3
+"""Our time over the floor's, at most."""
+BYTES_GOAL = 40.0
+"""Bytes that DataProto moves over ours, at least."""
+Measured = dict[str, list[dict[str, float]]]
 
 
 def main() -> int:
     """Run the benchmark; JSON or a table on stdout."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of a table")
-    for name, value in (("scenes", 8), ("group", 8), ("width", 448), ("height", 252), ("repeats", 3)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--generation-s", type=float, default=0.5)
-    options = parser.parse_args()
-    load = Load(options.scenes, options.group, options.width, options.height, options.generation_s)
-    torch.set_num_threads(1)
-    run_id = f"benchmark-{os.getpid()}"
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    worker = spawn.Process(target=roll_out, args=(there, load, run_id), daemon=True)
-    worker.start()
-    there.close()
+    options = _options()
     try:
-        here.recv()  # its imports are done
-        figures = measure(load, run_id, here, options.repeats)
-    finally:
-        here.close()
-        worker.join(30)
-        sweep(ROOT, run_id)
-    report(load, figures, as_json=options.json)
+        loads = {text: Load.parse(text, options.group) for text in options.workloads}
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    names = [*OURS, *([] if options.without_peers else PEERS), FLOOR]
+    if unknown := set(options.only or ()) - set(names):
+        print(f"--only {' '.join(sorted(unknown))}: choose from {', '.join(names)}", file=sys.stderr)
+        return 2
+    names = [name for name in names if not options.only or name in options.only]
+    if set(names) & set(PEERS) and not PEERS_PYTHON.exists():
+        print("the peers are not installed: run `make peers`, or give --without-peers", file=sys.stderr)
+        return 2
+    from nemo_mtdrive.telemetry.progress import open_progress
+
+    before = os.getloadavg()
+    results = {}
+    with open_progress(sys.stderr, plain_every_s=30.0) as progress:
+        for text, load in loads.items():
+            with progress.phase(text, total=options.rounds * len(names), unit="measurements") as bar:
+                results[text] = measure(load, text, names, options.rounds, options.passes, bar.advance)
+    report = {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "load": {"before": before, "after": os.getloadavg()},
+        "command": " ".join(["python", "benchmarks/transfer.py", *sys.argv[1:]]),
+        "workloads": {text: _summary(load, results[text]) for text, load in loads.items()},
+    }
+    print(json.dumps(report) if options.json else _table(report))
     return 0
 
 
-def measure(load: Load, run_id: str, worker: Connection, repeats: int) -> dict[str, dict[str, float]]:
-    """Medians over `repeats` rounds after one to warm up; variants take turns, so that other load meets all alike."""
-    steps: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    for number in range(repeats + 1):
-        print(f"round {number} of {repeats} ...", file=sys.stderr)
-        for name, (kind, cached) in VARIANTS.items():
-            steps[name].append(one_step(load, kind, cached, run_id, worker))
-            sweep(ROOT, run_id)
-    return {name: {key: statistics.median(step[key] for step in rows[1:]) for key in rows[0]}
-            for name, rows in steps.items()}
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", default=["256x540p", "32x1080p"], metavar="ROLLOUTSxSIZE",
+                        help="SIZE: 540p (952x532 after resizing), 1080p (1932x1092), or WIDTHxHEIGHT in multiples of 28; "
+                             "ROLLOUTS: a multiple of four groups")
+    parser.add_argument("--group", type=int, default=8, help="rollouts of a scene")
+    parser.add_argument("--rounds", type=int, default=3, help="how often all variants take their turn")
+    parser.add_argument("--passes", type=int, default=1, help="timed passes of a variant in each of its turns")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these variants")
+    parser.add_argument("--without-peers", action="store_true", help="ours and the floor alone")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of a table")
+    return parser.parse_args()
 
 
-def one_step(load: Load, kind: LinkKind, cached: bool, run_id: str, worker: Connection) -> dict[str, float]:
-    """Rollout process -> collected -> three phases."""
-    collector = EpisodeCollector(open_receiver(kind, "tcp://127.0.0.1:0", run_id, keep_frames=not cached, **STORE))
-    worker.send((kind, collector.endpoint))
-    collected = collector.collect(load.tasks(), deadline_s=120)
-    taken = time.monotonic()
-    generated, wire_bytes, overlapped_s = worker.recv()
-    cache = TensorCache("cpu", 8 << 30, enabled=cached)
-    start = time.perf_counter()
-    for _ in PHASES:
-        for first in range(0, load.scenes * load.group, MICRO_BATCH):
-            cache.get(first, partial(build, collected, first, kind, cached))
-    phases_s = time.perf_counter() - start
-    collector.close()
-    exposed_s = max(0.0, taken - generated)
-    return {"exposed_s": exposed_s, "phases_s": phases_s, "overhead_s": exposed_s + phases_s,
-            "overlapped_s": overlapped_s, "wire_bytes": float(wire_bytes)}
+def measure(
+    load: Load, text: str, names: list[str], rounds: int, passes: int, advance: Callable[[], None]
+) -> Measured:
+    """Figures of all timed passes by variant.
+
+    Raises:
+        SystemExit: variants end with different tensors, or a peer fails.
+    """
+    from transfer_ours import OurSide
+
+    found: Measured = {name: [] for name in names}
+    expected: list[dict[str, int]] | None = None
+    with OurSide(load) as side:
+        for _ in range(rounds):
+            for name in names:
+                turn = run_peer(name, text, load.group, passes) if name in PEERS else side.measure(name, passes)
+                expected = expected or turn["sums"]
+                if turn["sums"] != expected or any(len(phase) != load.rollouts for phase in turn["sums"]):
+                    raise SystemExit(f"{name} on {text} ends with other tensors than {names[0]}: the work is not equal")
+                found[name] += turn["passes"]
+                advance()
+    return found
 
 
-def build(collected: Collected, first: int, kind: LinkKind, cached: bool) -> Tensors:
-    """The inputs of a micro-batch: pixels of each different image, or of each rollout with the baseline."""
-    episodes = [episode for group in collected.groups for episode in group.episodes][first : first + MICRO_BATCH]
-    rows = []
-    pixels: dict[str, NDArray[Any]] = {}
-    for episode in episodes:
-        received = collected.received[episode.episode_id]
-        decoded, images = (received.episode, received.images) if cached else received.decode_again()
-        rows.append(decoded)
-        for key in decoded.image_keys:
-            pixels[f"{episode.index}/{key}" if kind == "baseline" else key] = images[key]
-    return {
-        "tokens": torch.from_numpy(np.stack([row.tokens for row in rows])),
-        "logprobs": torch.from_numpy(np.stack([row.logprobs for row in rows])),
-        "pixel_values": pixel_values(list(pixels.values())),
-    }
+def run_peer(name: str, text: str, group: int, passes: int) -> dict[str, Any]:
+    """A turn of a peer, in its own environment and a fresh Ray cluster."""
+    command = [str(PEERS_PYTHON), str(HERE / "transfer_peers.py"), name, text, str(group), "--passes", str(passes)]
+    ran = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise SystemExit(f"{name} failed with {ran.returncode}:\n{ran.stderr[-2000:]}")
+    turn: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return turn
 
 
-def roll_out(pipe: Connection, load: Load, run_id: str) -> None:
-    """The worker process: for each (kind, endpoint) let time pass and hand in each episode when its generation ends."""
-    torch.set_num_threads(1)
-    images = {image_key(image): image for image in load.images()}
-    episodes = [make_episode(task, index, key, images[key])
-                for task, key in zip(load.tasks(), images, strict=True) for index in range(load.group)]
-    order = np.random.default_rng(1).permutation(len(episodes))
-    pipe.send("ready")
-    while True:
-        try:
-            kind, endpoint = pipe.recv()
-        except EOFError:
-            return
-        sender = open_sender(kind, [endpoint], run_id, in_flight=64, lost_after_s=20, **STORE)
-        stream = EpisodeStream(sender, threads=2, in_flight=64, flush_timeout_s=120)
-        generated = time.monotonic() + load.generation_s
-        for number, index in enumerate(order, start=1):
-            ends = generated - load.generation_s * 0.5 * (1 - number / len(order))
-            time.sleep(max(0.0, ends - time.monotonic()))
-            stream.on_episode_end(episodes[index], {key: images[key] for key in episodes[index].image_keys})
-        metrics = stream.on_rollout_end()
-        pipe.send((generated, metrics.wire_bytes, metrics.overlapped_s))
-        stream.close()
+def _summary(load: Load, measured: Measured) -> dict[str, Any]:
+    """Medians, ranges, ratios to ours, and the goals."""
+    figures = {}
+    for name, passes in measured.items():
+        seconds = sorted(each["total_s"] for each in passes)
+        figures[name] = {key: statistics.median(each[key] for each in passes) for key in passes[0]} | {
+            "least_s": seconds[0], "most_s": seconds[-1], "passes": len(passes)}
+    ratios = {}
+    if "ours" in figures:
+        ours = figures["ours"]
+        ratios = {name: row["total_s"] / ours["total_s"] for name, row in figures.items() if name not in ("ours", FLOOR)}
+        if FLOOR in figures:
+            ratios["ours_over_floor"] = ours["total_s"] / figures[FLOOR]["total_s"]
+        ratios |= {f"{name}_bytes": figures[name]["bytes_moved"] / ours["bytes_moved"] for name in figures
+                   if name not in ("ours", FLOOR)}
+    goals = {name: {"goal": goal, "got": ratios[name], "met": ratios[name] >= goal}
+             for name, goal in (*GOALS.items(), ("dataproto_bytes", BYTES_GOAL)) if name in ratios}
+    if "ours_over_floor" in ratios:
+        got = ratios["ours_over_floor"]
+        goals["ours_over_floor"] = {"goal": FLOOR_GOAL, "got": got, "met": got <= FLOOR_GOAL}
+    shape = vars(load) | {"scenes": load.scenes, "producers": PRODUCERS, "consumers": CONSUMERS}
+    peers = {name: figures.pop(name) for name in PEERS if name in figures}
+    return {"load": shape, "figures": figures, "peers": peers, "ratios": ratios, "goals": goals}
 
 
-def make_episode(task: RolloutTask, index: int, key: str, image: NDArray[np.uint8]) -> Episode:
-    """An episode of two turns."""
-    rng = np.random.default_rng([task.slot, index])
-    answer, scores = "(+3.1, 0.0, 0.0), " * 8, {"PDMS": 1.0}
-    turns = tuple(
-        Turn(j, 600 + 100 * j, 690 + 100 * j, answer, rng.normal(size=(8, 3)), scores, 1.0, 1.0, "") for j in range(2)
-    )
-    return Episode(
-        task.episode_id(index), task.scene_id, index, task.seed, 0, rng.integers(0, 150000, TOKENS).astype(np.int32),
-        np.full(TOKENS, -1, np.int16), np.zeros(TOKENS, np.float32), (key,), (grid_of(image),), turns, True, "clean",
-    )
-
-
-def report(load: Load, figures: dict[str, dict[str, float]], as_json: bool) -> None:
-    """On stdout."""
-    off, streamed, both = (figures[name]["overhead_s"] for name in list(VARIANTS)[:3])
-    ratios = {
-        "ipss_overhead": off / streamed, "iptc_overhead_on_top": streamed / both, "ipss_and_iptc_overhead": off / both,
-        "wire_bytes": figures["ipss_off_iptc_off"]["wire_bytes"] / figures["ipss_on_iptc_on"]["wire_bytes"],
-    }
-    if as_json:
-        peers = {"verl's legacy path, as this repository's baseline link": figures["ipss_off_iptc_off"]}
-        machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-        print(json.dumps({"machine": machine, "command": " ".join(["benchmarks/transfer.py", *sys.argv[1:]]),
-                          "load": vars(load), "figures": figures, "peers": peers, "ratios": ratios}))
-        return
-    print(f"{load.scenes} scenes x {load.group} rollouts, images {load.width} x {load.height}")
-    print(f"{'':24}{'exposed s':>12}{'phases s':>12}{'overhead s':>12}{'wire MB':>12}")
-    for name, row in figures.items():
-        seconds = "".join(f"{row[key]:12.3f}" for key in ("exposed_s", "phases_s", "overhead_s"))
-        print(f"{name:24}{seconds}{row['wire_bytes'] / 1e6:12.2f}")
-    print(", ".join(f"{name} {value:.1f}x" for name, value in ratios.items()))
+def _table(report: dict[str, Any]) -> str:
+    """The report for people."""
+    lines = [f"{report['machine']}, load average {report['load']['before'][0]:.1f} before, "
+             f"{report['load']['after'][0]:.1f} after"]
+    for text, summary in report["workloads"].items():
+        lines += ["", f"{text}, group {summary['load']['group']}",
+                  f"{'':22}{'median s':>10}{'least':>9}{'most':>9}{'CPU s':>9}{'moved MB':>11}{'x ours':>9}"]
+        rows = summary["figures"] | summary["peers"]
+        base = rows.get("ours", {}).get("total_s")
+        for name, row in rows.items():
+            ratio = f"{row['total_s'] / base:9.2f}" if base else ""
+            lines.append(f"{name:22}{row['total_s']:10.2f}{row['least_s']:9.2f}{row['most_s']:9.2f}{row['cpu_s']:9.2f}"
+                         f"{row['bytes_moved'] / 1e6:11.1f}{ratio}")
+        lines += [f"goal {name}: {goal['goal']:g}, got {goal['got']:.2f}: {'met' if goal['met'] else 'NOT met'}"
+                  for name, goal in summary["goals"].items()]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
