@@ -65,7 +65,8 @@ def _add_scenes(parser: argparse.ArgumentParser) -> None:
 
 def _add_play(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of sampling (default: %(default)s)")
-    parser.add_argument("--engine", default="native", help="inference engine (default: %(default)s)")
+    parser.add_argument("--engine", default="native", metavar="NAME",
+                        help="inference engine: native, or vllm in its own environment (default: %(default)s)")
     parser.add_argument("--engines", type=positive, default=1, metavar="N",
                         help="processes, each with an engine, on GPUs in turn (default: %(default)s)")
     parser.add_argument("--batch", type=positive, default=32, metavar="N",
@@ -100,8 +101,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _play(options: argparse.Namespace, directory: Path, feedback: str, arguments: SceneArguments) -> ModelPlay:
     from nemo_mtdrive.evaluation.players import ModelPlay
-    from nemo_mtdrive.evaluation.settings import sampling_config
+    from nemo_mtdrive.evaluation.settings import check_model, sampling_config
 
+    check_model(directory, options.engine)
     overrides = [*options.overrides, *([f"rollout.max_turns={options.turns}"] if options.turns else [])]
     return ModelPlay(directory, arguments, feedback, sampling_config(directory, overrides), options.engine, options.seed, 1,
                      options.batch)

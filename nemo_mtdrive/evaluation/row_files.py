@@ -37,10 +37,10 @@ class RowFiles:
         """Make the folder, or find it with the same settings.
 
         Raises:
-            ConfigError: it holds a row with others; the message names the first that differs.
+            ConfigError: it holds episodes with others; the message names the first that differs.
         """
         path = self.folder / SETTINGS
-        if not path.is_file():
+        if not path.is_file() or not self.done():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(settings, indent=1))
             return

@@ -15,6 +15,7 @@ from nemo_mtdrive.config import Config, ConfigError, ParallelConfig, read_config
 from nemo_mtdrive.config_checks import check
 from nemo_mtdrive.evaluation.players import ModelPlay
 from nemo_mtdrive.evaluation.scene_sets import SceneSet, find_run
+from nemo_mtdrive.rollout.model_driver import ENGINES
 
 SECTIONS = ("rollout", "reward", "agent")
 """Of a config, what an evaluation goes by."""
@@ -50,6 +51,23 @@ def sampling_config(model: Path | None, overrides: Sequence[str]) -> Config:
     assert isinstance(changed, Config)
     check(changed)
     return changed
+
+
+def check_model(model: Path, engine: str) -> None:
+    """Refuse what cannot be opened before any folder is made.
+
+    Raises:
+        ConfigError: no model is there, or an unknown engine.
+    """
+    from nemo_mtdrive.models.directories import model_directory
+    from nemo_mtdrive.models.whole_directory import ConversionError
+
+    if engine not in ENGINES:
+        raise ConfigError(f"--engine {engine}: set it to one of {', '.join(ENGINES)}")
+    try:
+        model_directory(model)
+    except ConversionError as error:
+        raise ConfigError(f"--model: {error}") from error
 
 
 def row_settings(play: ModelPlay, scenes: SceneSet) -> dict[str, Any]:
