@@ -14,7 +14,7 @@ from nemo_mtdrive.algorithms.advantage import has_spread, lonely_turns
 from nemo_mtdrive.types import NOT_OURS, Episode, Group
 
 if TYPE_CHECKING:
-    from nemo_mtdrive.algorithms.mtgrpo import TrainingMicroBatch
+    from nemo_mtdrive.algorithms.mini_batches import TrainingMicroBatch
 
 
 def rollout_metrics(groups: Sequence[Group], estimator: str, max_turns: int) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nemo_mtdrive.algorithms.advantage import group_advantages, has_spread
+from nemo_mtdrive.algorithms.advantage import has_spread
 from nemo_mtdrive.algorithms.ahead import AsyncRollouts, Pending, RolloutsAhead
-from nemo_mtdrive.algorithms.batch import Payload, balance, build_micro_batch, joined, silent
-from nemo_mtdrive.algorithms.loss import LossSettings, mtgrpo_loss, token_weights
+from nemo_mtdrive.algorithms.batch import Payload, build_micro_batch, joined
+from nemo_mtdrive.algorithms.loss import LossSettings, mtgrpo_loss
 from nemo_mtdrive.algorithms.metrics import logprob_gap, rollout_metrics, update_metrics
+from nemo_mtdrive.algorithms.mini_batches import MiniBatch, TrainingMicroBatch, assemble, each_of
 from nemo_mtdrive.algorithms.pictures import Pictures
 from nemo_mtdrive.algorithms.policy import DataShare, MicroBatch, Policy
 from nemo_mtdrive.algorithms.updates import DumpPlace, Updates
@@ -23,7 +23,7 @@ from nemo_mtdrive.config import MtGRPOConfig, RolloutConfig
 from nemo_mtdrive.data.sampler import EpochSampler
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
 from nemo_mtdrive.telemetry.timers import StepTimers
-from nemo_mtdrive.types import NOT_OURS, Episode, Group, RolloutTask
+from nemo_mtdrive.types import Episode, Group, RolloutTask
 
 
 class Rollouts(AsyncRollouts, Protocol):
@@ -57,24 +57,6 @@ class TensorCache(Protocol):
 
     def on_step_end(self) -> dict[str, float]:
         """Drop what the step held; returns metrics of it."""
-
-
-@dataclass
-class TrainingMicroBatch:
-    """Episodes that are scored together, with what the phases of a step add."""
-
-    key: str
-    episodes: list[Episode]
-    advantages: list[NDArray[np.float32]]
-    """[T] of each episode: A of the token's turn, 0 for tokens that are not the model's own."""
-    weights: list[float]
-    old_logprobs: Tensor | None = None
-    reference_logprobs: Tensor | None = None
-
-
-MiniBatch = list[TrainingMicroBatch]
-Row = tuple[Episode, NDArray[np.float32], float]
-"""An episode, A of each of its tokens, and the weight of an own token in the loss."""
 
 
 class MTGRPOTrainer:
@@ -125,7 +107,7 @@ class MTGRPOTrainer:
         metrics = rollout_metrics(self.groups, self.settings.estimator, self.rollout.max_turns) | update_metrics(updates)
         metrics["staleness"] = float(max((self._lag(group) for group in groups), default=0))
         metrics |= {"groups/generated": float(len(self.groups)), "groups/trained": float(len(groups))}
-        metrics |= logprob_gap([micro for mini_batch in mini_batches for micro in mini_batch])
+        metrics |= logprob_gap(each_of(mini_batches))
         with self.timers("weight_sync"):
             self.publish()
         metrics |= self.pictures.collect()
@@ -193,46 +175,19 @@ class MTGRPOTrainer:
         return [group for group in groups if has_spread(group, self.settings.estimator, self.rollout.max_turns)]
 
     def assemble(self, step: int, groups: list[Group]) -> list[MiniBatch]:
-        """Line 10: advantages of every token, and the episodes in mini-batches of whole groups and packed micro-batches.
-        This data rank keeps its share; a mini-batch without a valid episode is left out."""
-        size = self.settings.mini_batch_prompts
-        mini_batches = []
-        for number, start in enumerate(range(0, len(groups), size)):
-            chosen = groups[start:start + size]
-            rows = self._rows(chosen)
-            if not rows:
-                continue
-            lengths = [len(episode.tokens) for episode, _, _ in rows]
-            mine = balance(lengths, self.settings.micro_batch_tokens, self.share.size)[self.share.rank]
-            if not mine:  # fewer episodes than data ranks
-                mine, rows = [[0]], [(silent(rows[0][0]), np.zeros_like(rows[0][1]), 0.0)]
-            mini_batches.append([TrainingMicroBatch(f"{step}/{number}/{i}", *_columns([rows[j] for j in indices]))
-                                 for i, indices in enumerate(mine)])
-        return mini_batches
-
-    def _rows(self, groups: list[Group]) -> list[Row]:
-        """(episode, A of each token, weight of each own token) of the valid episodes of a mini-batch (Eq. 4)."""
-        valid: list[list[tuple[Episode, NDArray[np.float64]]]] = []
-        for group in groups:
-            advantages = group_advantages(group, self.settings.estimator, self.rollout.max_turns)
-            valid.append([(e, a) for e, a in zip(group.episodes, advantages, strict=True) if e.valid and e.turns])
-        lengths = [[int((episode.turn_of_token != NOT_OURS).sum()) for episode, _ in rows] for rows in valid]
-        longest = self.rollout.max_turns * self.rollout.max_answer_tokens
-        weights = token_weights(self.settings.aggregation, lengths, longest)
-        return [(episode, _of_token(episode, of_turn), weight)
-                for rows, of_rows in zip(valid, weights, strict=True)
-                for (episode, of_turn), weight in zip(rows, of_rows, strict=True)]
+        """Line 10: advantages of every token, and this data rank's share of the mini-batches."""
+        return assemble(step, groups, self.settings, self.rollout, self.share)
 
     def recompute_old_logprobs(self, mini_batches: list[MiniBatch]) -> None:
         """log pi_old by the trainer itself: the engine's own differ by its numerics, and the ratio must start at 1."""
-        micros = _each(mini_batches)
+        micros = each_of(mini_batches)
         found = self.policy.get_inference_log_probs([self.tensors(micro) for micro in micros]) if micros else []
         for micro, logprobs in zip(micros, found, strict=True):
             micro.old_logprobs = logprobs
 
     def compute_reference_logprobs(self, mini_batches: list[MiniBatch]) -> None:
         """log pi_ref for the KL term; not needed where beta is 0."""
-        micros = _each(mini_batches)
+        micros = each_of(mini_batches)
         if self.settings.kl_coefficient == 0 or not micros:
             for micro in micros:
                 micro.reference_logprobs = micro.old_logprobs
@@ -273,19 +228,3 @@ class MTGRPOTrainer:
 def task_seed(seed: int, step: int, slot: int) -> int:
     """Seed of a task: tasks of a step must differ, or all their scenes are answered with the same draws."""
     return int(np.random.SeedSequence((seed, step, slot)).generate_state(1)[0])
-
-
-def _of_token(episode: Episode, of_turn: NDArray[np.float64]) -> NDArray[np.float32]:
-    """[T] A of each token: its turn's, 0 for tokens that are not the model's own."""
-    own = episode.turn_of_token != NOT_OURS
-    of_token = np.zeros(len(episode.tokens), dtype=np.float32)
-    of_token[own] = of_turn[episode.turn_of_token[own]]
-    return of_token
-
-
-def _columns(rows: list[Row]) -> tuple[list[Episode], list[NDArray[np.float32]], list[float]]:
-    return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
-
-
-def _each(mini_batches: list[MiniBatch]) -> list[TrainingMicroBatch]:
-    return [micro for mini_batch in mini_batches for micro in mini_batch]
