@@ -35,8 +35,8 @@ const key = () => {
   return make("ul", { class: "key" },
     entry([draw("path", { class: "plan", d: "M2 5H24" }), disc("point", 2.4)], "planned"),
     entry([draw("path", { class: "human", d: "M2 5H24" })], "human"),
-    entry([draw("path", { class: "dac", d: "M10 2L16 8M16 2L10 8" })], "off the drivable area (DAC)"),
-    entry([disc("ttc", 4)], "obstacle, TTC"), entry([disc("nc", 4)], "obstacle, collision (NC)"));
+    entry([draw("path", { class: "dac", d: "M10 2L16 8M16 2L10 8" })], "off the drivable area, DAC"),
+    entry([disc("ttc", 4)], "obstacle, TTC"), entry([disc("nc", 4)], "collision, NC"));
 };
 
 const scoreClass = (name, value) => (value >= 0.9995 ? "ok" : GATES.has(name) ? "bad" : value < 0.5 ? "low" : "part");
@@ -53,7 +53,7 @@ const scoreTable = (turns) => {
   return make("div", { class: "scores scroll", tabindex: 0, role: "region", "aria-label": "Scores by turn" },
     make("table", {}, make("thead", {}, head), make("tbody", {}, ...SCORES.map(score),
       line("reward", (turn) => [turn.reward === null ? "–" : turn.reward.toFixed(3), "dim"]),
-      line("tokens", (turn) => [String(turn.tokens), "dim"]))), key());
+      line("tokens", (turn) => [String(turn.tokens), "dim"]))));
 };
 
 const textOf = (segments, points) => segments.map((segment) => {
@@ -95,7 +95,8 @@ const episodeView = (index, row, detail, scene, onTurn) => {
   const columns = turns.map((turn, number) => turnColumn(row, detail, turn, number));
   const strip = make("div", { class: "turns" }, ...columns);
   const element = make("div", { class: "episode" }, mapOf(scene), episodeHead(index, row, scene),
-    make("div", { class: `look ${camera ? "" : "bare"}` }, camera, turns.length ? scoreTable(turns) : null),
+    make("div", { class: "look" }, make("div", { class: "view" }, camera, turns.length ? key() : null),
+      turns.length ? scoreTable(turns) : null),
     turns.length ? null : make("p", { class: "hint" }, "No turn was recorded."),
     strip,
     detail.prompt ? make("details", { class: "question" }, make("summary", {}, "Question"), make("pre", {}, detail.prompt)) : null);
