@@ -95,7 +95,7 @@ def decode(frames: Sequence[Frame]) -> tuple[Episode, dict[str, NDArray[Any]]]:
     arrays = _open_arrays(header, frames[1:])
     try:
         return _build(header, arrays)
-    except (KeyError, TypeError, ValueError, StopIteration) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, StopIteration) as error:
         raise WireError(f"episode header: {type(error).__name__} {error}; was it sent by another program?") from error
 
 
@@ -168,6 +168,15 @@ def _checked(fields: dict[str, type | tuple[type, ...]], values: Mapping[str, An
     return checked
 
 
+def _check_images(keys: tuple[Any, ...], grids: tuple[tuple[Any, ...], ...]) -> None:
+    """A text for each image, and (frames, rows, columns) of its patches."""
+    if not all(isinstance(key, str) for key in keys):
+        raise TypeError(f"image_keys are {keys!r:.80}")
+    if len(grids) != len(keys) or not all(len(grid) == 3 and all(type(side) is int and side > 0 for side in grid)
+                                          for grid in grids):
+        raise ValueError(f"image_grids of {len(keys)} images are {grids!r:.80}")
+
+
 def _build(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> tuple[Episode, dict[str, NDArray[Any]]]:
     trajectories = iter(arrays["trajectories"].astype(np.float64))
     turns = []
@@ -177,8 +186,9 @@ def _build(header: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> tuple[Epi
             raise ValueError(f"trajectory of shape {trajectory.shape}")
         turns.append(Turn(trajectory=trajectory, **_checked(_TURN_FIELDS, entry)))
     values = _checked(_EPISODE_FIELDS, header)
-    values["image_keys"] = tuple(map(str, values["image_keys"]))
-    values["image_grids"] = tuple((int(t), int(h), int(w)) for t, h, w in values["image_grids"])
+    values["image_keys"] = tuple(values["image_keys"])
+    values["image_grids"] = tuple(map(tuple, values["image_grids"]))
+    _check_images(values["image_keys"], values["image_grids"])
     tokens, owners, logprobs = (arrays[name].copy() for name in ("tokens", "turn_of_token", "logprobs"))
     if tokens.ndim != 1 or not tokens.shape == owners.shape == logprobs.shape:
         raise ValueError(f"tokens {tokens.shape}, turn_of_token {owners.shape}, logprobs {logprobs.shape}")
