@@ -40,8 +40,8 @@ def set_environment(rollout: RolloutConfig, device: str) -> bool:
     """
     if find_spec("vllm") is None:
         raise EngineError("vLLM is not installed in this environment: run `make rollout-env` and start its Python")
-    _set_default({"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1",
-                  "VLLM_ENGINE_READY_TIMEOUT_S": f"{START_S:.0f}",
+    _set_default({"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+                  "HF_HUB_OFFLINE": "1", "VLLM_ENGINE_READY_TIMEOUT_S": f"{START_S:.0f}",
                   "VLLM_USE_V2_MODEL_RUNNER": "0"})  # `vllm_worker.PolicySampler` is a sampler of the first
     from vllm.platforms import current_platform
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,10 +108,28 @@ class RemoteEngine:
         self._socket.close(linger=0)
 
     def kill(self) -> None:
-        """End it whatever it does."""
+        """End it, and what it has started, whatever they do."""
         self.process.kill()
         self.process.wait()
+        deadline = time.monotonic() + 60.0
+        while in_session(self.process.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for pid in in_session(self.process.pid):  # it was killed before vLLM's processes watched it
+            os.kill(pid, signal.SIGKILL)
         self._socket.close(linger=0)
+
+
+def in_session(leader: int) -> set[int]:
+    """Processes of a session that have not ended."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            found.add(int(stat.parent.name))
+    return found
 
 
 def _packed(values: np.ndarray) -> list[Any]:

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from nemo_mtdrive.types import NOT_OURS
 from tests.models.launch import run
 
 from .conftest import build_engine, noise_image, play, small_config, teacher_forced
-from .remote_engine import RemoteEngine
+from .remote_engine import RemoteEngine, in_session
 
 ENGINES = ("native", "vllm")
 CONTEXT = 1024
@@ -253,8 +254,8 @@ def test_vllm_computes_a_prompt_once_for_its_group_and_a_turn_once_for_the_next(
         for name in names:
             engine.extend(name, tokenizer.encode("and again"))
     engine.remove(names)
-    asked = [b["vllm:prefix_cache_queries"] - a["vllm:prefix_cache_queries"] for a, b in zip(counted, counted[1:])]  # noqa: B905, RUF007
-    hit = [b["vllm:prefix_cache_hits"] - a["vllm:prefix_cache_hits"] for a, b in zip(counted, counted[1:])]  # noqa: B905, RUF007
+    asked = [b["vllm:prefix_cache_queries"] - a["vllm:prefix_cache_queries"] for a, b in pairwise(counted)]
+    hit = [b["vllm:prefix_cache_hits"] - a["vllm:prefix_cache_hits"] for a, b in pairwise(counted)]
     block = 32
     whole = (len(prompt) - 1) // block * block
     assert asked[0] == 8 * len(prompt) and hit[0] == 7 * whole and whole > 64
@@ -344,24 +345,11 @@ def test_what_vllm_started_ends_with_the_engine(engines, tokenizer, weights):
     """Last in this file: the process that holds the engine is killed, and nothing of vLLM is left."""
     engine = engines("vllm")
     engine.load_weights(weights(1).items(), 1)
-    others = {pid for pid in session(engine.process.pid) if pid != engine.process.pid}
+    others = {pid for pid in in_session(engine.process.pid) if pid != engine.process.pid}
     assert len(others) >= 2  # the engine core and its worker
     os.kill(engine.process.pid, signal.SIGKILL)
     engine.process.wait()
     deadline = time.monotonic() + 60.0
-    while alive := others & session(engine.process.pid):
+    while alive := others & in_session(engine.process.pid):
         assert time.monotonic() < deadline, f"{alive} live on"
         time.sleep(0.1)
-
-
-def session(leader: int) -> set[int]:
-    """Processes of a session that have not ended."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[3]) == leader and fields[0] != "Z":
-            found.add(int(stat.parent.name))
-    return found
