@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "config_rollout": set(),
     "commands": set(),
     "process": set(),
+    "supervision": {"process"},
     "image_key": set(),
     "whole_file": set(),
     "torchvision_ops": set(),
