@@ -50,11 +50,12 @@ class Opener:
         self._browser = browser
         self.complaints: list[str] = []
 
-    def __call__(self, report: Path, *, width: int = 1400, height: int = 900, dark: bool = False, place: str = "") -> Page:
+    def __call__(self, report: Path, *, width: int = 1400, height: int = 900, dark: bool = False, place: str = "",
+                 script: str = COUNT_UNPACKING) -> Page:
         context = self._browser.new_context(viewport={"width": width, "height": height},
                                             color_scheme="dark" if dark else "light")
         context.set_default_timeout(WAIT_MS)
-        context.add_init_script(COUNT_UNPACKING)
+        context.add_init_script(script)
         page = context.new_page()
         page.on("console", lambda message: self._note(message.type in ("error", "warning"), message.text))
         page.on("pageerror", lambda error: self._note(True, str(error)))
@@ -232,6 +233,13 @@ def test_the_address_names_the_episode(opener: Opener, page: Page, large_report:
     again = opener(large_report, place=place)
     opened(again, "s00777")
     expect(again.locator(".row[aria-selected=true]")).to_have_attribute("aria-posinset", "778")
+
+
+def test_an_old_browser_is_told_so(opener: Opener, large_report: Path) -> None:
+    page = opener(large_report, script="delete window.DecompressionStream")
+    expect(page.locator("#unopened")).to_be_visible()
+    expect(page.locator("#browser")).to_be_hidden()
+    assert len(opener.complaints) == 1 and "DecompressionStream is not defined" in opener.complaints.pop()
 
 
 def test_hostile_text_is_text(page: Page) -> None:

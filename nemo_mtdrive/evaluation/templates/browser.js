@@ -151,4 +151,9 @@ const startBrowser = async () => {
   entries.reveal();
   browser.dataset.ready = "true";
 };
-if (packs.has("index")) startBrowser();
+if (packs.has("index")) {
+  startBrowser().catch((error) => {
+    byId("unopened").hidden = false;
+    throw error;
+  });
+}
