@@ -47,6 +47,8 @@ class ScenesConfig:
     """Shares of TURN LEFT, GO STRAIGHT and TURN RIGHT among generated scenes; empty takes the generator's own."""
     difficulty: float = 0.5
     """0 to 1, of generated scenes: more traffic, harder braking, worse weather."""
+    rl_set: str = ""
+    """File with a scene id a line (`nemo-mtdrive curate rl-set` writes it): of the training scenes, RL takes only these."""
 
 
 @dataclass

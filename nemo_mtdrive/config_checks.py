@@ -148,6 +148,9 @@ SOURCES = {"procedural": "", "files": "scene files", "av2": "AV2 logs", "navsim"
 
 
 def _check_scenes(scenes: ScenesConfig) -> None:
+    if scenes.rl_set and not Path(scenes.rl_set).is_file():
+        raise ConfigError(f"scenes.rl_set={scenes.rl_set!r}: no such file; set it to the scenes.txt of "
+                          "`nemo-mtdrive curate rl-set`")
     if scenes.difficulty > 1:
         raise ConfigError(f"scenes.difficulty={scenes.difficulty}: set it to a number from 0 to 1")
     if scenes.uri:

@@ -165,7 +165,7 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     from nemo_mtdrive.callbacks.retention import CheckpointStore
     from nemo_mtdrive.callbacks.weight_sync import WeightSync
     from nemo_mtdrive.data.datasets import SFTDataset
-    from nemo_mtdrive.data.prepare import read_splits, scene_arguments
+    from nemo_mtdrive.data.prepare import read_splits, rl_scenes, scene_arguments
     from nemo_mtdrive.models import parallel
     from nemo_mtdrive.models.qwen25_vl import OptimizerOptions, build_model
     from nemo_mtdrive.models.start import load_start
@@ -223,7 +223,8 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
         dataset = SFTDataset(folder_of_data, tokenizer, config.sft.learn)
         sft = SFTTrainer(config.sft, model, share, dataset, tokenizer, rollout.max_context, dump)
     cache.watch(model.vision_metrics)
-    rl = MTGRPOTrainer(config.mtgrpo, model, share, rollouts, cache, tokenizer, splits.train, config.seed, rollout, dump)
+    rl = MTGRPOTrainer(config.mtgrpo, model, share, rollouts, cache, tokenizer, rl_scenes(config, splits.train), config.seed,
+                       rollout, dump)
     frozen = config.model.freeze_vision and config.model.freeze_projector
     if transfer.iptc:
         rollouts.on_picture = rl.pictures.prefetch

@@ -58,6 +58,8 @@ def prepare(config: Config, run_dir: Path, tokenizer: Path, progress: Progress) 
     if config.scenes.source == "procedural" and not config.scenes.uri:
         _generate(config, run_dir / "scenes", workers, progress)
     splits = _split(config, arguments, run_dir / "splits.json")
+    if config.scenes.rl_set:
+        progress.note(f"RL set: {len(rl_scenes(config, splits.train))} of {len(splits.train)} training scenes")
     if config.sft.stages and not config.sft.data:
         task = CurationTask(arguments, run_dir / "sft_data", config.environment.perception, config.sft_data, config.agent,
                             tokenizer=str(tokenizer), max_tokens=config.rollout.max_context)
@@ -87,6 +89,22 @@ def _split(config: Config, arguments: SceneArguments, path: Path) -> Splits:
     temporary.write_text(json.dumps({"train": splits.train, "held_out": splits.held_out}))
     temporary.replace(path)
     return splits
+
+
+def rl_scenes(config: Config, train: list[str]) -> list[str]:
+    """The training scenes that RL takes: those of `scenes.rl_set`, or all.
+
+    Raises:
+        ConfigError: none of them is a training scene of this run.
+    """
+    if not config.scenes.rl_set:
+        return train
+    wanted = set(Path(config.scenes.rl_set).read_text().split())
+    taken = [scene_id for scene_id in train if scene_id in wanted]
+    if not taken:
+        raise ConfigError(f"scenes.rl_set={config.scenes.rl_set}: none of its {len(wanted)} scenes is among the "
+                          f"{len(train)} training scenes; make it from the same scenes")
+    return taken
 
 
 def read_splits(run_dir: Path) -> Splits:

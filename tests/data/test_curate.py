@@ -104,7 +104,7 @@ def test_kinds_made_one_by_one_are_the_same_bytes(curated: Path, tmp_path: Path)
 
 
 COMMAND = [sys.executable, "-m", "nemo_mtdrive.cli", "curate", "multi-turn", "--scenes",
-           "procedural://?count=60&seed=0&width=56&height=28", "--workers", "2", "--out"]
+           "procedural://?count=60&seed=0&width=56&height=28", "--workers", "1", "--out"]
 
 
 def test_a_killed_command_goes_on_to_the_same_bytes(tmp_path: Path) -> None:

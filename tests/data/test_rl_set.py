@@ -15,6 +15,7 @@ from nemo_mtdrive.config import Config, ConfigError, RolloutConfig
 from nemo_mtdrive.data import rl_set
 from nemo_mtdrive.data.curate import SceneArguments
 from nemo_mtdrive.data.model_answers import ModelPlay
+from nemo_mtdrive.data.prepare import rl_scenes
 from nemo_mtdrive.data.rl_set import RLSetSettings, choose, judgement, make_rl_set, rl_set_table
 from nemo_mtdrive.types import Episode, Turn
 
@@ -103,3 +104,13 @@ def test_another_model_or_sft_data_in_the_folder_is_refused(chunks_played: list[
         make_rl_set(replace(PLAY, mark="other"), IDS, tmp_path, RLSetSettings(0.8, 1.0), 1, lambda _: None)
     with pytest.raises(ConfigError, match="SFT data and RL sets do not share a folder"):
         make_rl_set(PLAY, IDS, curated, RLSetSettings(0.8, 1.0), 1, lambda _: None)
+
+
+def test_a_run_takes_the_set(tmp_path: Path) -> None:
+    config = Config()
+    assert rl_scenes(config, IDS) == IDS
+    config.scenes.rl_set = str(tmp_path / "scenes.txt")
+    (tmp_path / "scenes.txt").write_text("p0000030\np0000002\nelsewhere\n")
+    assert rl_scenes(config, IDS) == ["p0000002", "p0000030"]
+    with pytest.raises(ConfigError, match="none of its 3 scenes is among the 1 training scenes"):
+        rl_scenes(config, ["p0000001"])
