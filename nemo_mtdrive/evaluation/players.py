@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -23,7 +24,7 @@ from nemo_mtdrive.pdm.agent import PDMAgent
 from nemo_mtdrive.pdm.review import Reviewer
 from nemo_mtdrive.pdm.reviewers import open_reviewer
 from nemo_mtdrive.process import die_with_parent
-from nemo_mtdrive.rollout.driver_pool import Station, play_batches
+from nemo_mtdrive.rollout.driver_pool import EngineProcessDied, Station, play_batches
 from nemo_mtdrive.rollout.model_driver import ModelDriver
 from nemo_mtdrive.types import Episode, RolloutTask
 
@@ -137,6 +138,9 @@ def play_drivers(scenes: SceneArguments, batches: Mapping[int, tuple[Batch, Sequ
     Yields:
         (number of the batch, (driver -> its episodes in the order of scenes, the scenes' facts)); a scene for which a
         driver has no plan has no episode, one that cannot be loaded has an invalid one.
+
+    Raises:
+        EngineProcessDied: a process was killed.
     """
     if processes == 1 or len(batches) == 1:
         source, agent = scenes.open(), PDMAgent("oracle", 1)
@@ -148,6 +152,9 @@ def play_drivers(scenes: SceneArguments, batches: Mapping[int, tuple[Batch, Sequ
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise EngineProcessDied("a scoring process was killed; where memory ran out, use fewer with --engines; what is "
+                                    "done is kept, run it again to go on") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

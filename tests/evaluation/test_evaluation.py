@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 from scripted_driver import improving, opens, write_tiny
 
-from nemo_mtdrive.config import Config, ConfigError, ParallelConfig, RolloutConfig, save_config
+from nemo_mtdrive.config import Config, ConfigError, ParallelConfig, RolloutConfig, ScenesConfig, save_config
 from nemo_mtdrive.dialogue.prompt import answer_text
+from nemo_mtdrive.driving.command import generate_scenes
 from nemo_mtdrive.driving.scene import Scene
+from nemo_mtdrive.driving.sources import open_scenes
 from nemo_mtdrive.evaluation.command import Evaluation, ModelRow, evaluate
 from nemo_mtdrive.evaluation.label import Labelling, label
 from nemo_mtdrive.evaluation.players import ModelPlay
@@ -228,11 +230,26 @@ def test_sampling_is_that_of_the_models_run(tmp_path: Path) -> None:
             sampling_config(run, [wrong])
 
 
+def test_scenes_of_a_run_are_those_that_it_held_out(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    scenes = ScenesConfig(count=2, held_out=1, seed=50, image_width=56, image_height=28)
+    generate_scenes(3, 50, run / "scenes", 56, 28, {}, 1, lambda _: None, difficulty=0.5, commands={})
+    ids = open_scenes(f"files://{run / 'scenes'}").ids()
+    (run / "splits.json").write_text(json.dumps({"train": [ids[0], ids[2]], "held_out": [ids[1]]}))
+    save_config(Config(scenes=scenes, parallel=ParallelConfig(tensor=1, data=1)), run / "config.yaml")
+    found = open_set(str(run), 0, 0, 0)
+    assert found.ids == [ids[1]] and found.arguments.open().image(ids[1]).shape == (28, 56, 3)
+    assert open_set(str(run / "scenes"), 2, 0, 0).ids == list(ids[:2])
+    with pytest.raises(ConfigError, match="has 1 scenes; set it to 1 or less"):
+        open_set(str(run), 2, 0, 0)
+    assert found.batches(4) == {0: [(0, ids[1])]} and found.digest != open_set(str(run / "scenes"), 2, 0, 0).digest
+
+
 def test_drivers_on_real_logs(tmp_path: Path, shared_dir: Path, progress: Progress) -> None:
     windows = open_set(f"av2://{shared_dir / 'data' / 'av2' / 'logs'}", 0, 56, 28)
     assert len(windows.ids) == 80
-    every_fourth = replace(windows, ids=windows.ids[::4])
-    summary = evaluate(request(tmp_path, every_fourth, drivers=("human", "constant_velocity"), batch=20), progress)
+    few = replace(windows, ids=windows.ids[::8])
+    summary = evaluate(request(tmp_path, few, drivers=("human", "constant_velocity"), batch=20), progress)
     human, constant = summary["human"]["last_turn"], summary["constant_velocity"]["last_turn"]
     assert human["NC"] == 100.0 == human["DAC"] and human["PDMS"] > constant["PDMS"]
 
