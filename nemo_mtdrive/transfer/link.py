@@ -50,13 +50,15 @@ class Received:
     def decode_again(self) -> tuple[Episode, Mapping[str, NDArray[Any]]]:
         """Deserialise anew, as every phase does without IPTC. Needs `keep_frames`.
 
+        Attached pixels are own copies, as those of an unpickled batch are.
+
         Raises:
             ValueError: the frames were not kept.
         """
         if not self.frames:
             raise ValueError("frames were not kept: open the receiver with keep_frames=True")
         episode, attached = wire.decode(self.frames)
-        return episode, attached or self.images
+        return episode, {key: np.array(values) for key, values in attached.items()} or self.images
 
 
 class EpisodeSender(Protocol):
