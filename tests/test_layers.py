@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "environment": BASE | {"driving", "pdm", "dialogue"},
     "data": BASE | {"driving", "pdm", "dialogue", "telemetry", "environment", "rollout"},
     "rollout": BASE | {"driving", "dialogue", "environment", "transfer", "models", "telemetry"},
-    "evaluation": BASE | {"driving", "pdm", "telemetry", "dialogue", "environment", "data", "rollout"},
+    "evaluation": BASE | {"driving", "pdm", "telemetry", "dialogue", "environment", "data", "rollout", "models"},
     "models": BASE | {"transfer"},
     "callbacks": BASE | {"transfer", "models", "telemetry"},
     "algorithms": BASE | {"dialogue", "driving", "pdm", "data", "transfer", "callbacks", "telemetry", "evaluation",
