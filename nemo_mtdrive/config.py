@@ -90,7 +90,7 @@ class AgentConfig:
 
 @dataclass
 class RewardConfig:
-    """Eq. 2: r = pdm_weight * PDMS + format_weight * format."""
+    """Eq. 2: r = pdm_weight * PDMS + format_weight * format (docs/mtgrpo.md)."""
 
     pdm_weight: float = 0.8
     format_weight: float = 0.2
@@ -198,6 +198,7 @@ class MtGRPOConfig:
     prompts_per_step: int = 256
     mini_batch_prompts: int = 128
     micro_batch_tokens: int = 16384
+    """Tokens of a micro-batch, packed."""
     lr: float = 1e-6
     weight_decay: float = 0.0
     clip_grad: float = 1.0
