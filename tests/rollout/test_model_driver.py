@@ -22,7 +22,7 @@ from nemo_mtdrive.rollout.model_driver import ModelDriver, shared_start
 from nemo_mtdrive.types import Episode, RolloutTask
 
 from .driver_stations import die, environment, open_driver
-from .fakes import ScriptedEnvironment, scene_image
+from .fakes import ScriptedEnvironment
 
 ROLLOUT = RolloutConfig(max_turns=2, max_answer_tokens=12, max_context=512, max_running=4, temperature=1.0,
                         dtype="float32", threads=1)
