@@ -31,7 +31,7 @@ from nemo_mtdrive.rollout.engine_checks import (
     check_stop_token,
     checked_weights,
 )
-from nemo_mtdrive.rollout.vllm_start import START_S, engine_arguments, set_environment, write_model_directory
+from nemo_mtdrive.rollout.vllm_start import engine_arguments, set_environment, write_model_directory
 from nemo_mtdrive.transfer.images import patchify
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class VLLMEngine:
             return AsyncLLM.from_engine_args(arguments)
 
         try:
-            self._llm: AsyncLLM = self._loop.call(asyncio.wait_for(start(), START_S))
+            self._llm: AsyncLLM = self._loop.call(start())
         except (RuntimeError, ValueError, OSError) as error:
             raise VLLMError(f"vLLM did not start: {error}") from error
         self._loop.call(self._llm.collective_rpc("mtdrive_prepare", args=(os.getpid(), self._forbidden)))
