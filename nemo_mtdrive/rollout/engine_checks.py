@@ -52,7 +52,7 @@ def check_prompt(
 
 
 def check_extension(
-    sequence_id: str, length: int, tokens: NDArray[np.int32], image_token: int, max_context: int
+    sequence_id: str, length: int, tokens: NDArray[np.integer], image_token: int, max_context: int
 ) -> None:
     """Raises EngineError for tokens that cannot follow `length` others: an image's, or too many."""
     if (np.asarray(tokens) == image_token).any():
