@@ -21,7 +21,7 @@ from nemo_mtdrive.data.length import ConversationLength
 from nemo_mtdrive.data.lines import Line
 from nemo_mtdrive.data.multi_turn import MultiTurnSettings, multi_turn
 from nemo_mtdrive.data.single_turn import can_teach, single_turn
-from nemo_mtdrive.data.statistics import count_lines, write_statistics
+from nemo_mtdrive.data.statistics import count_lines, read_statistics, write_statistics
 from nemo_mtdrive.data.understanding import understanding
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.driving.sources import SceneSource, open_scenes
@@ -106,8 +106,15 @@ def curate(task: CurationTask, scene_ids: Sequence[str], workers: int, advance: 
         ConfigError: the folder holds data of another request.
         SceneError: a scene cannot be read.
     """
+    sets = {kind: SetOfLines(task.out, kind) for kind in task.settings.kinds}
+    if all(lines.done for lines in sets.values()):
+        for kind, lines in sets.items():
+            lines.claim(task.request(kind, scene_ids))
+        statistics = count_lines(task.out)
+        if statistics == read_statistics(task.out):  # several runs may share a folder that is done: nothing is written
+            advance(len(scene_ids))
+            return statistics
     with working_in(task.out):
-        sets = {kind: SetOfLines(task.out, kind) for kind in task.settings.kinds}
         for kind, lines in sets.items():
             lines.claim(task.request(kind, scene_ids))
         (task.out / "images").mkdir(exist_ok=True)

@@ -50,7 +50,7 @@ def working_in(folder: Path) -> Iterator[None]:
         ConfigError: another one does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -86,12 +86,11 @@ class SetOfLines:
         self.path = folder / f"{name}.jsonl"
 
     def claim(self, request: Mapping[str, Any]) -> None:
-        """Say what the set is made of, before the first chunk.
+        """Say what the set is made of, before the first chunk; nothing is written where it is done.
 
         Raises:
             ConfigError: the folder holds this set of another request.
         """
-        (self.folder / _PARTS).mkdir(parents=True, exist_ok=True)
         requests = read_requests(self.folder)
         if any((name == JUDGED) != (self.name == JUDGED) for name in requests):
             raise ConfigError(f"{self.folder}: it holds {', '.join(requests)}; SFT data and RL sets do not share a folder, "
@@ -103,6 +102,9 @@ class SetOfLines:
                 if before.get(key) != wanted.get(key):
                     raise ConfigError(f"{self.folder}: its {self.name} was made with {key}={before.get(key)}, got "
                                       f"{wanted.get(key)}; set another --out, or remove the folder")
+        if self.done:
+            return
+        (self.folder / _PARTS).mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / REQUESTS, json.dumps(requests | {self.name: wanted}, indent=1) + "\n")
 
     @property

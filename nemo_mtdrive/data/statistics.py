@@ -67,6 +67,12 @@ def write_statistics(folder: Path, statistics: dict[str, Any]) -> None:
     write_whole(folder / STATISTICS, json.dumps(statistics, indent=1) + "\n")
 
 
+def read_statistics(folder: Path) -> dict[str, Any] | None:
+    """What `write_statistics` wrote, or None."""
+    path = folder / STATISTICS
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
 def statistics_table(statistics: dict[str, Any]) -> str:
     """The counts as a table for the terminal."""
     rows = [("scenes", statistics["scenes"]), ("images", statistics["images"])]

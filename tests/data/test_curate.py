@@ -141,9 +141,17 @@ def test_another_request_in_the_folder_is_refused(curated: Path) -> None:
         curate(CurationTask(SCENES, curated, "oracle", SETTINGS), ids[1:], 1, lambda _: None)
 
 
-def test_two_commands_do_not_share_a_folder(curated: Path) -> None:
-    with working_in(curated), pytest.raises(ConfigError, match="another `nemo-mtdrive curate` works there"):
-        curate(CurationTask(SCENES, curated, "oracle", SETTINGS), list(SCENES.open().ids()), 1, lambda _: None)
+def test_two_commands_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    with working_in(tmp_path), pytest.raises(ConfigError, match="another `nemo-mtdrive curate` works there"):
+        curate(CurationTask(SCENES, tmp_path, "oracle", SETTINGS), list(SCENES.open().ids()), 1, lambda _: None)
+
+
+def test_runs_share_a_folder_that_is_done(curated: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in curated.rglob("*")}
+    with working_in(curated):
+        statistics = curate(CurationTask(SCENES, curated, "oracle", SETTINGS), list(SCENES.open().ids()), 1, lambda _: None)
+    assert statistics == json.loads((curated / "stats.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in curated.rglob("*")} == before
 
 
 def test_scenes_that_teach_nothing_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
