@@ -48,7 +48,7 @@ class Received:
     """The frames it was decoded from; kept when the receiver was opened with `keep_frames`."""
 
     def decode_again(self) -> tuple[Episode, Mapping[str, NDArray[Any]]]:
-        """Deserialise anew, as every phase does without IPTC. Needs `keep_frames`.
+        """Dispatch anew, as the batch goes to every phase without IPTC: put (copied) and deserialised. Needs `keep_frames`.
 
         Attached pixels are own copies, as those of an unpickled batch are.
 
@@ -57,7 +57,7 @@ class Received:
         """
         if not self.frames:
             raise ValueError("frames were not kept: open the receiver with keep_frames=True")
-        episode, attached = wire.decode(self.frames)
+        episode, attached = wire.decode([bytes(frame) for frame in self.frames])
         return episode, {key: np.array(values) for key, values in attached.items()} or self.images
 
 
