@@ -33,13 +33,15 @@ def curves_of(run: RunFiles) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def tiles(run: RunFiles) -> list[dict[str, str]]:
-    """The few numbers at the top: of the last stage that was evaluated."""
-    stages = {name: part for name, part in tables.parts_of(run.summary).items() if name not in tables.WITHOUT_TURNS}
+    """The few numbers at the top: of a run's last stage, or of an evaluation's best row."""
+    rows = _of_models(run.summary)
     found = []
-    if stages:
-        name, summary = list(stages.items())[-1]
+    if rows:
+        stages = [name for name in rows if name in tables.LABELS]
+        name = stages[-1] if stages else max(rows, key=lambda name: rows[name]["last_turn"]["PDMS"] or 0.0)
+        summary = rows[name]
         last, first, gain = summary["last_turn"], summary["turn_1"], summary.get("gain", {})
-        found.append({"label": f"PDMS, last turn, {tables.label_of(name)}", "value": tables.format_value(last["PDMS"]),
+        found.append({"label": f"PDMS, last turn, {_label(name, summary)}", "value": tables.format_value(last["PDMS"]),
                       "note": _interval(last.get("PDMS_ci95"))})
         found.append({"label": "PDMS, first turn", "value": tables.format_value(first["PDMS"]),
                       "note": _interval(first.get("PDMS_ci95"))})
@@ -64,15 +66,14 @@ def kinds(summary: Mapping[str, Any]) -> dict[str, Any]:
     rows = [{"kind": kind, "scenes": max(part[kind]["scenes"] for part in stages.values() if kind in part),
              "values": [part[kind]["last_turn"]["PDMS"] if kind in part else None for part in stages.values()]}
             for kind in names]
-    return {"stages": [tables.label_of(name) for name in stages], "rows": rows}
+    return {"stages": [_label(name, part) for name, part in tables.parts_of(summary).items() if name in stages], "rows": rows}
 
 
 def by_turn(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """The curve of PDMS after at most j turns, one line a stage of the model."""
     lines = tuple(
-        charts.Series(tables.label_of(name), tuple((int(turn), value) for turn, value in part["by_turn"].items()))
-        for name, part in tables.parts_of(summary).items()
-        if name not in tables.WITHOUT_TURNS and len(part.get("by_turn", {})) > 1)
+        charts.Series(_label(name, part), tuple((int(turn), value) for turn, value in part["by_turn"].items()))
+        for name, part in _of_models(summary).items() if len(part.get("by_turn", {})) > 1)
     chart = charts.Chart("PDMS after at most n turns", "held-out scenes", lines, False, True, "turn")
     return drawn(chart) if lines else None
 
@@ -135,6 +136,15 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:,}".replace(",", " ") if isinstance(value, int) else str(value)
+
+
+def _of_models(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The rows that may have turns."""
+    return {name: part for name, part in tables.parts_of(summary).items() if name not in tables.WITHOUT_TURNS}
+
+
+def _label(name: str, part: Mapping[str, Any]) -> str:
+    return str(part.get("label") or tables.label_of(name))
 
 
 def _interval(interval: Any) -> str:

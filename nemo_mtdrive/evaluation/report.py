@@ -64,6 +64,7 @@ def render(run: RunFiles, advance: Callable[[int], None] = lambda _: None) -> st
         tiles=overview.tiles(run),
         rows=tables.rows_of(run.summary),
         columns=tables.COLUMNS,
+        headings=tables.HEADINGS,
         number=tables.format_value,
         kinds=overview.kinds(run.summary),
         by_turn=overview.by_turn(run.summary),

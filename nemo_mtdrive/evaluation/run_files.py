@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from nemo_mtdrive.evaluation.tables import in_order
+from nemo_mtdrive.evaluation.tables import WITHOUT_TURNS, in_order
 from nemo_mtdrive.telemetry.excerpt import SceneExcerpt, excerpt_from_json
 from nemo_mtdrive.telemetry.metrics import METRICS_FILE, read_metrics
 from nemo_mtdrive.telemetry.recorder import ROLLOUTS, RolloutFile, read_rollouts, rollout_files
@@ -123,9 +123,11 @@ def count_episodes(run_dir: str | os.PathLike[str]) -> int:
 
 
 def latest_dumps(dumps: list[RolloutFile]) -> list[RolloutFile]:
-    """The last dump of each purpose, the final results first, training last."""
+    """The last dump of each purpose: the final results first, then training, drivers without a model last."""
     latest = {dump.purpose: dump for dump in sorted(dumps, key=lambda dump: dump.step)}
-    names = [*reversed(in_order(name for name in latest if name != "train")), "train"]
+    results = [*reversed(in_order(name for name in latest if name != "train"))]
+    names = [*(name for name in results if name not in WITHOUT_TURNS), "train",
+             *(name for name in results if name in WITHOUT_TURNS)]
     return [latest[name] for name in names if name in latest]
 
 

@@ -18,7 +18,8 @@ from nemo_mtdrive.cli import main
 from nemo_mtdrive.evaluation import charts, overview
 from nemo_mtdrive.evaluation.episode_figures import write_readme_picture
 from nemo_mtdrive.evaluation.report import write_report
-from nemo_mtdrive.evaluation.run_files import RunError
+from nemo_mtdrive.evaluation.run_files import RunError, latest_dumps
+from nemo_mtdrive.telemetry.recorder import RolloutFile
 from nemo_mtdrive.telemetry.spans import Span
 from nemo_mtdrive.telemetry.timeline import Window, write_trace
 
@@ -180,3 +181,16 @@ def test_the_command(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said.out == f"{run_dir / 'report.html'}\n" and "3/3 episodes" in said.err
     assert main(["report", str(run_dir / "nowhere")]) == 2
     assert "no such run directory; give the run_dir of a run\n" in capsys.readouterr().err
+
+
+def test_an_evaluation_shows_its_best_row_and_models_before_drivers(run_dir: Path) -> None:
+    summary = json.loads((run_dir / "summary.json").read_text())
+    good, bad = summary["after_rl"] | {"label": "demo (oracle)"}, summary["after_sft"] | {"label": "demo (self)"}
+    rows = {"demo_oracle": good, "demo_self": bad, "human": good | {"label": "Human"}}
+    (run_dir / "summary.json").write_text(json.dumps(rows))
+    page = Page(write_report(run_dir).read_text())
+    assert "PDMS, last turn, demo (oracle)" in page.text() and "CF" in [text for tag, text in page.texts if tag == "th"]
+    purposes = ("human", "train", "demo_oracle", "constant_velocity", "demo_self")
+    dumps = [RolloutFile(Path(name), name, 0) for name in purposes]
+    assert [dump.purpose for dump in latest_dumps(dumps)] == [
+        "demo_self", "demo_oracle", "train", "human", "constant_velocity"]

@@ -1,5 +1,6 @@
 // One episode, opened: the picture with the chosen turn's trajectory, scores by turn, and the turns side by side.
 const SCORES = ["NC", "DAC", "TTC", "C", "EP", "DDC", "PDMS"];
+const HEADINGS = { C: "CF" };
 const GATES = new Set(["NC", "DAC", "TTC"]);
 const FAILURES = { parse: "no answer" };
 const whole = (value) => (value === null ? "–" : value.toFixed(0));
@@ -43,7 +44,7 @@ const scoreClass = (name, value) => (value >= 0.9995 ? "ok" : GATES.has(name) ? 
 const scoreTable = (turns) => {
   const head = make("tr", {}, make("th", { scope: "col" }, make("span", { class: "unseen" }, "score")),
     ...turns.map((_, number) => make("th", { scope: "col", "data-turn": number }, turns.length > 3 ? `${number + 1}` : `turn ${number + 1}`)));
-  const line = (name, cell) => make("tr", { class: name === "PDMS" ? "pdms" : null }, make("th", { scope: "row" }, name),
+  const line = (name, cell) => make("tr", { class: name === "PDMS" ? "pdms" : null }, make("th", { scope: "row" }, HEADINGS[name] || name),
     ...turns.map((turn, number) => {
       const [text, look] = cell(turn);
       return make("td", { class: look, "data-turn": number }, text);
