@@ -66,7 +66,8 @@ def kinds(summary: Mapping[str, Any]) -> dict[str, Any]:
     rows = [{"kind": kind, "scenes": max(part[kind]["scenes"] for part in stages.values() if kind in part),
              "values": [part[kind]["last_turn"]["PDMS"] if kind in part else None for part in stages.values()]}
             for kind in names]
-    return {"stages": [_label(name, part) for name, part in tables.parts_of(summary).items() if name in stages], "rows": rows}
+    labels = [_label(name, part) for name, part in tables.parts_of(summary).items() if name in stages]
+    return {"stages": labels, "rows": rows}
 
 
 def by_turn(summary: Mapping[str, Any]) -> dict[str, Any] | None:
