@@ -45,7 +45,6 @@ from verl import DataProto  # noqa: E402
 from verl.utils.ray_utils import parallel_put  # noqa: E402
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict  # noqa: E402
 
-OBJECT_STORE_BYTES = 9 << 30
 Step = tuple[dict[str, float], list[dict[str, int]]]
 PARTITION = "train"
 
@@ -60,8 +59,9 @@ def main() -> int:
     options = parser.parse_args()
     load = Load.parse(options.workload, options.group)
     logging.disable(logging.WARNING)
-    ray.init(num_cpus=CONSUMERS + PRODUCERS + 4, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
-             log_to_driver=False, configure_logging=False)
+    pixels = load.rollouts * load.patches * 1176 * 4
+    ray.init(num_cpus=CONSUMERS + PRODUCERS + 4, object_store_memory=int(2.6 * pixels) + (1 << 29), _memory=1 << 30,
+             include_dashboard=False, log_to_driver=False, configure_logging=False)
     try:
         figures = measure(load, options.peer, options.passes)
     finally:

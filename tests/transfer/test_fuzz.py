@@ -151,9 +151,9 @@ def test_ten_thousand_fuzzed_messages_are_refused_counted_and_do_no_harm(shm_roo
                     assert unpack(socket.recv_multipart()[0]).kind == "refused"
                     answers += 1
     assert receiver.refused == MESSAGES
-    sender = open_sender("zmq", [receiver.endpoint], RUN, in_flight=1, lost_after_s=20, **store)
+    sender = open_sender("zmq", [receiver.endpoint], RUN, in_flight=1, lost_after_s=100, **store)
     sender.send(EPISODE, {image_key(IMAGE): IMAGE})
-    assert receiver.receive(20).episode.episode_id == EPISODE.episode_id
+    assert receiver.receive(100).episode.episode_id == EPISODE.episode_id
     sender.close()
     receiver.close()
 
@@ -163,15 +163,15 @@ def test_a_sender_refuses_answers_that_are_none_and_goes_on(shm_root: Path) -> N
     rng = random.Random(1)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as rank:
         rank.setsockopt(zmq.LINGER, 0)
-        rank.setsockopt(zmq.RCVTIMEO, 20_000)
+        rank.setsockopt(zmq.RCVTIMEO, 100_000)
         port = rank.bind_to_random_port("tcp://127.0.0.1")
-        sender = open_sender("zmq", [f"tcp://127.0.0.1:{port}"], RUN, in_flight=1, lost_after_s=20, **store)
+        sender = open_sender("zmq", [f"tcp://127.0.0.1:{port}"], RUN, in_flight=1, lost_after_s=100, **store)
         sender.send(EPISODE, {image_key(IMAGE): IMAGE})
         identity, *_ = rank.recv_multipart()
         for _ in range(1000):
             answer = bytearray(pack(rng.choice(["taken", "need", "safe"]), RUN, *rng.sample(VALUES, 2)))
             rank.send_multipart([identity, rng.choice([bytes(answer), rng.randbytes(20), b"", bytes(answer[:12])])])
         rank.send_multipart([identity, pack("taken", RUN, 0)])
-        sender.flush(20)
+        sender.flush(100)
         sender.close()
 
