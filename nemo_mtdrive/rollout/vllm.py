@@ -265,6 +265,7 @@ class VLLMEngine:
         self._closed = True
         if hasattr(self, "_route"):
             self._route.close()
+            del self._route  # it holds vLLM too
         if hasattr(self, "_llm"):
             self._llm.shutdown(timeout=SHUTDOWN_S)
             del self._llm  # now, while there is still an interpreter for its finalizer
