@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def write_image(folder: Path, key: str, image: NDArray[np.uint8]) -> None:
     path = folder / f"{key}.png"
     if path.exists():
         return
-    temporary = folder / f".{key}.{id(image)}.png"
+    temporary = folder / f".{key}.{os.getpid()}.png"
     cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     temporary.replace(path)
 
