@@ -21,7 +21,7 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_mtdrive.image_key import image_key
+from nemo_mtdrive.image_key import image_key, resized
 from nemo_mtdrive.transfer import wire
 from nemo_mtdrive.types import Group, RolloutTask
 
@@ -129,17 +129,17 @@ def read_pending(path: Path) -> Pending:
 
 
 def pending_images(pending: Pending, image_of: Callable[[str], NDArray[np.uint8]]) -> dict[str, NDArray[np.uint8]]:
-    """The pictures of groups by key, from their scenes.
+    """The images of groups by key, from their scenes' pictures.
 
     Raises:
         PendingError: a scene looks different than when it was rolled out.
     """
     images = {}
     for group in pending.groups:
-        image = image_of(group.scene_id)
-        key = image_key(image)
+        picture = image_of(group.scene_id)
+        key = image_key(picture)
         if any(key not in episode.image_keys for episode in group.episodes if episode.valid):
             raise PendingError(f"scene {group.scene_id}: its picture is not the one that was rolled out; the scenes "
                                "changed since the checkpoint")
-        images[key] = image
+        images[key] = resized(picture)
     return images

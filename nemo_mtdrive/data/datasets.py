@@ -19,6 +19,7 @@ from PIL import Image
 from nemo_mtdrive.data.single_turn import IMAGE_PLACEHOLDER
 from nemo_mtdrive.dialogue.conversation import encode_dialogue
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
+from nemo_mtdrive.image_key import DEFAULT_SETTINGS, resized
 from nemo_mtdrive.types import NOT_OURS
 
 PATCH = 14
@@ -85,7 +86,7 @@ class SFTDataset:
         if not self._lines:
             raise DataError(f"{folder}: no SFT data there; run `nemo-mtdrive curate` first")
         self.image = lru_cache(images_kept)(self._read)
-        """RGB [H, W, 3] of an image key."""
+        """RGB [H, W, 3] of an image key, at the size that the model sees."""
         self._ahead = ThreadPoolExecutor(2, thread_name_prefix="sft-images")
         self._grids: dict[str, tuple[int, int, int]] = {}
 
@@ -117,7 +118,7 @@ class SFTDataset:
         return TokenSequence(np.asarray(conversation.tokens, dtype=np.int32), turns, keys, (self._grid(keys[0]),))
 
     def _read(self, key: str) -> NDArray[np.uint8]:
-        return read_image(self._path(key))
+        return resized(read_image(self._path(key)))
 
     def _path(self, key: str) -> Path:
         return self._folder / "images" / f"{key}.png"
@@ -130,7 +131,8 @@ class SFTDataset:
                     width, height = header.size
             except OSError as error:
                 raise DataError(f"{self._path(key)}: no such image; curate the data again") from error
-            self._grids[key] = (1, height // PATCH, width // PATCH)
+            rows, columns = DEFAULT_SETTINGS.size(height, width)
+            self._grids[key] = (1, rows // PATCH, columns // PATCH)
         return self._grids[key]
 
 

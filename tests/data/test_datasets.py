@@ -63,6 +63,13 @@ def test_the_grid_is_the_files_and_the_image_comes_back(folder: Path, tokenizer:
     np.testing.assert_array_equal(dataset.image("k"), IMAGE)
 
 
+def test_a_picture_of_any_size_is_resized_as_the_model_sees_it(folder: Path, tokenizer: Tokenizer) -> None:
+    (folder / "images" / "k.png").unlink()
+    write_image(folder / "images", "k", np.zeros((60, 90, 3), np.uint8))
+    dataset = SFTDataset(folder, tokenizer)
+    assert dataset[0].image_grids == ((1, 4, 6),) and dataset.image("k").shape == (56, 84, 3)
+
+
 def test_refusals_name_the_file(folder: Path, tokenizer: Tokenizer) -> None:
     (folder / "images" / "k.png").unlink()
     with pytest.raises(DataError, match=r"k\.png: no such image; curate the data again"):
