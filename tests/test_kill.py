@@ -96,17 +96,21 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def living(run_dir: Path, word: str) -> list[int]:
-    """Processes of the run with a word in their command line; one that was killed and not reaped has none."""
-    found = []
+    """Processes of the run with a word in their command line; one that was killed and not reaped has none.
+
+    What one of them has just forked has its command line until it starts another program, and is left out.
+    """
+    found: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 command = (entry / "cmdline").read_bytes().decode(errors="replace")
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except (FileNotFoundError, ProcessLookupError):
                 continue
             if str(run_dir) in command and word in command.split("\0"):
-                found.append(int(entry.name))
-    return found
+                found[int(entry.name)] = parent
+    return [pid for pid, parent in found.items() if parent not in found]
 
 
 def wait_for(process: subprocess.Popen[str], run_dir: Path, what: str, condition: Callable[[], Any]) -> Any:
