@@ -141,8 +141,8 @@ def learn(process: Process, estimator: str, steps: int, lr: float = 0.3, group: 
         mask = pad([torch.ones(len(a), dtype=torch.bool) for a in advantages], batch_first=True)
         weights = token_weights("constant", [[len(a) for a in advantages]], process.max_turns)[0]
         of_turn = pad([torch.as_tensor(a) for a in advantages], batch_first=True)
-        loss, _ = mtgrpo_loss(new, new.detach(), new.detach(), of_turn, mask,
-                              torch.tensor(weights, dtype=torch.float64), settings)
+        of_token = torch.tensor(weights, dtype=torch.float64)[:, None].expand_as(of_turn)
+        loss, _ = mtgrpo_loss(new, new.detach(), new.detach(), of_turn, mask, of_token, settings)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
