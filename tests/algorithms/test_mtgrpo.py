@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from nemo_mtdrive.algorithms.advantage import ESTIMATORS, group_advantages
 from nemo_mtdrive.algorithms.loss import LossSettings
+from nemo_mtdrive.algorithms.mini_batches import assemble
 from nemo_mtdrive.algorithms.mtgrpo import MTGRPOTrainer
 from nemo_mtdrive.algorithms.policy import DataShare, LossFunction, MicroBatch
 from nemo_mtdrive.algorithms.updates import DumpPlace
-from nemo_mtdrive.config import load_config
+from nemo_mtdrive.config import MtGRPOConfig, load_config
+from nemo_mtdrive.config_rollout import RolloutConfig
 from nemo_mtdrive.dialogue.conversation import encode_dialogue
 from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
 from nemo_mtdrive.transfer.tensors import TensorCache
@@ -190,6 +193,21 @@ def test_mini_batches_are_whole_groups_and_update_one_after_another(tokenizer: T
     run.step(0)
     assert len(run.policy.gradients) == 6
     torch.testing.assert_close(run.policy.gradients[0], first, atol=1e-7, rtol=0)
+
+
+def test_the_papers_step_is_two_mini_batches_of_128_questions(tokenizer: Tokenizer) -> None:
+    """Section 4.1: 256 questions of 8 rollouts, mini-batches of 128, over the 8 data ranks of a 32-GPU run."""
+    settings, rollout = MtGRPOConfig(), RolloutConfig()
+    tasks = [RolloutTask(f"s{slot}", 8, 1, 0, 0, 1.0, slot=slot) for slot in range(256)]
+    groups = [Group(task.scene_id, tuple(episode(tokenizer, task, i, [0.1 * i]) for i in range(8))) for task in tasks]
+    found: list[Counter[str]] = [Counter(), Counter()]
+    for rank in range(8):
+        mini_batches = assemble(0, groups, settings, rollout, DataShare(rank, 8, torch.device("cpu")))
+        assert len(mini_batches) == 2
+        for scenes, mini_batch in zip(found, mini_batches, strict=True):
+            scenes.update(e.scene_id for micro in mini_batch for e in micro.episodes)
+    assert [set(scenes) for scenes in found] == [{f"s{slot}" for slot in slots} for slots in (range(128), range(128, 256))]
+    assert all(count == 8 for scenes in found for count in scenes.values())
 
 
 def test_four_steps_are_algorithm_1(tokenizer: Tokenizer) -> None:
