@@ -1,6 +1,6 @@
 """The whole RL step with 1080p images, IPSS and IPTC on and off: what the paper's 2.5x is made of (Section 3.4).
 
-    python benchmarks/step.py [--json] [--scenes 2 --group 8 --repeats 3] [--trace DIR]
+    python benchmarks/step.py [--json] [--scenes 4 --group 8 --repeats 3] [--trace DIR]
 
 One rollout worker and one training rank play and train real steps: generated scenes with 1932 x 1092 camera pictures, the
 native engine, PDM scoring and feedback over several turns, weight sync, log-probs, reference, update. Tower and projector
@@ -57,7 +57,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout instead of a table")
     for name, value, text in (
-        ("scenes", 2, "scenes a step"), ("group", 8, "rollouts of each scene"), ("turns", 3, "turns of an episode at most"),
+        ("scenes", 4, "scenes a step"), ("group", 8, "rollouts of each scene"), ("turns", 3, "turns of an episode at most"),
         ("answer-tokens", 16, "tokens of an answer at most"), ("repeats", 3, "timed rounds"),
         ("width", 1932, "of a picture"),
         ("height", 1092, "of a picture; both multiples of 28"), ("hidden", 128, "width of the language model"),
