@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemo_mtdrive.commands import command, positive
+from nemo_mtdrive.commands import command, positive, whole_number
 from nemo_mtdrive.config import ConfigError, SFTDataConfig
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ trained here; the loop is
     _add_common(parser)
     _add_feedback(parser)
     _add_model(parser, required=False)
-    parser.add_argument("--turns", type=_learned, default=1, metavar="K",
+    parser.add_argument("--turns", type=whole_number(1, 5), default=1, metavar="K",
                         help="turns that the model has learned; its samples have up to K + 1 (default: %(default)s)")
     parser.add_argument("--samples", type=positive, default=1, metavar="N",
                         help="episodes of a scene; with several, mock conversations stack them (default: %(default)s)")
@@ -121,10 +121,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", required=True, metavar="ADDRESS", help="folder of scenes, or SCHEME://PATH?name=value")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
                         help="the folder of the data; one folder takes all kinds")
-    parser.add_argument("--held-out", type=_count, metavar="N",
+    parser.add_argument("--held-out", type=whole_number(0), metavar="N",
                         help="keep N scenes (whole logs) out of the data; splits.json says which (default: those that the "
                         "folder's splits.json holds out already, else none)")
-    parser.add_argument("--seed", type=_count, default=DEFAULTS.seed, help="of every random choice (default: %(default)s)")
+    parser.add_argument("--seed", type=whole_number(0), default=DEFAULTS.seed,
+                        help="of every random choice (default: %(default)s)")
     parser.add_argument("--workers", type=positive, default=2, help="processes (default: %(default)s)")
 
 
@@ -133,10 +134,10 @@ def _add_feedback(parser: argparse.ArgumentParser) -> None:
                         help="what the agent sees: the recorded future, or constant velocity (default: %(default)s)")
     parser.add_argument("--mock-share", type=_share, default=DEFAULTS.mock_share, metavar="SHARE",
                         help="of the scenes that get a mock conversation (default: %(default)s)")
-    parser.add_argument("--max-turns", type=_turns, default=DEFAULTS.max_turns, metavar="N",
+    parser.add_argument("--max-turns", type=whole_number(2, 6), default=DEFAULTS.max_turns, metavar="N",
                         help="most answers of a conversation, 2 to 6 (default: %(default)s)")
     parser.add_argument("--tokenizer", default="", metavar="DIR", help="that --max-tokens counts with")
-    parser.add_argument("--max-tokens", type=_count, default=0, metavar="N",
+    parser.add_argument("--max-tokens", type=whole_number(0), default=0, metavar="N",
                         help="most tokens of a conversation, image included (default: no limit)")
 
 
@@ -239,27 +240,6 @@ def scenes_at(address: str) -> SceneArguments:
     from nemo_mtdrive.data.curate import SceneArguments
 
     return SceneArguments("", "", 0, 0, 0, 0, address if "://" in address else f"files://{address}")
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"got {value}, set it to 0 or more")
-    return value
-
-
-def _learned(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 5:
-        raise argparse.ArgumentTypeError(f"got {value}, set it from 1 to 5")
-    return value
-
-
-def _turns(text: str) -> int:
-    value = int(text)
-    if not 2 <= value <= 6:
-        raise argparse.ArgumentTypeError(f"got {value}, set it from 2 to 6")
-    return value
 
 
 def _share(text: str) -> float:

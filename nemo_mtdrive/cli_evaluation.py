@@ -149,7 +149,8 @@ def _compare(options: argparse.Namespace) -> None:
     from nemo_mtdrive.evaluation.evaluate import BOOTSTRAP
     from nemo_mtdrive.evaluation.outputs import write_grid
     from nemo_mtdrive.evaluation.paired import by_kind, by_metric, compare, verdict
-    from nemo_mtdrive.evaluation.row_files import open_side, write_whole
+    from nemo_mtdrive.evaluation.row_files import open_side
+    from nemo_mtdrive.whole_file import write_whole
 
     found = compare(open_side(options.first), open_side(options.second), BOOTSTRAP, options.turn)
     grids = {"compare": by_metric(found), "compare_by_kind": by_kind(found)}

@@ -16,6 +16,19 @@ def command(commands: argparse._SubParsersAction, name: str, summary: str, run: 
     return parser
 
 
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The check of a whole number within bounds."""
+    wanted = f"to {least} or more" if most is None else f"from {least} to {most}"
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"got {value}, set it {wanted}")
+        return value
+
+    return number
+
+
 def positive(text: str) -> int:
     """A whole number above 0."""
     value = int(text)

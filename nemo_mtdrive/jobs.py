@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from nemo_mtdrive.pdm.reviewers import open_reviewer
 from nemo_mtdrive.ranks import tokenizer_files
 from nemo_mtdrive.telemetry.events import EventDisplay
 from nemo_mtdrive.telemetry.progress import Progress, format_seconds, open_progress
+from nemo_mtdrive.whole_file import write_whole
 
 PLAIN_EVERY_S = 10.0
 """Least time between two progress lines where stderr is no terminal [s]."""
@@ -125,9 +125,7 @@ def finish_summary(run_dir: Path, baselines: dict[str, Any], seconds: float) -> 
     rows = json.loads(path.read_text()) if path.exists() else {}
     checkpoints = sorted(p.name for p in (run_dir / "checkpoints").glob("*") if p.is_dir())
     summary = rows | baselines | {"seconds": round(seconds, 1), "checkpoints": checkpoints}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(summary, indent=1))
-    temporary.replace(path)
+    write_whole(path, json.dumps(summary, indent=1))
     return summary
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from nemo_mtdrive.config import ConfigError
 from nemo_mtdrive.data.lines import Line
 from nemo_mtdrive.data.sampler import split_ids
+from nemo_mtdrive.whole_file import write_whole
 
 REQUESTS = "curation.json"
 SPLITS = "splits.json"
@@ -34,12 +35,6 @@ _PARTS = ".parts"
 _MAY_MOVE = ("scenes",)
 """Parts of a request that may differ when it is made again: folders are moved, their scenes are told by their ids."""
 
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nemo_mtdrive.data.folder import write_whole
+from nemo_mtdrive.whole_file import write_whole
 
 DATASET_INFO = "dataset_info.json"
 PREFIX = "mtdrive_"

@@ -6,7 +6,6 @@ Everything is written whole and found again, so a run that was stopped here goes
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from nemo_mtdrive.data.sampler import split_ids
 from nemo_mtdrive.driving.command import generate_scenes
 from nemo_mtdrive.process import available_cpus
 from nemo_mtdrive.telemetry.progress import Progress
+from nemo_mtdrive.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,7 @@ def _split(config: Config, arguments: SceneArguments, path: Path) -> Splits:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     splits = Splits(train[:config.scenes.count], held_out)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"train": splits.train, "held_out": splits.held_out}))
-    temporary.replace(path)
+    write_whole(path, json.dumps({"train": splits.train, "held_out": splits.held_out}))
     return splits
 
 

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from nemo_mtdrive.data.curate import CHUNK
-from nemo_mtdrive.data.folder import JUDGED, SetOfLines, digest_of, tidy, working_in, write_whole
+from nemo_mtdrive.data.folder import JUDGED, SetOfLines, digest_of, tidy, working_in
 from nemo_mtdrive.data.lines import Line
 from nemo_mtdrive.data.model_answers import ModelPlay, play_chunks
 from nemo_mtdrive.types import Episode
+from nemo_mtdrive.whole_file import write_whole
 
 HARD = ("rejected", "low_score")
 """Categories that are taken whole."""

@@ -8,9 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from nemo_mtdrive.data.folder import read_lines, read_requests, write_whole
+from nemo_mtdrive.data.folder import read_lines, read_requests
 from nemo_mtdrive.data.lines import Line, answers_of
 from nemo_mtdrive.dialogue.questions import METRICS, YES
+from nemo_mtdrive.whole_file import write_whole
 
 STATISTICS = "stats.json"
 _ISSUE = re.compile(r"^[1-3]\. The (NC|DAC|TTC) metric reveals", re.MULTILINE)

@@ -23,7 +23,7 @@ from nemo_mtdrive.evaluation.evaluate import BOOTSTRAP, SceneFacts, summarise
 from nemo_mtdrive.evaluation.outputs import write_tables, write_trajectories
 from nemo_mtdrive.evaluation.players import ModelPlay, play_drivers, play_model
 from nemo_mtdrive.evaluation.recording import record_rows
-from nemo_mtdrive.evaluation.row_files import RowFiles, write_whole
+from nemo_mtdrive.evaluation.row_files import RowFiles
 from nemo_mtdrive.evaluation.scene_sets import SceneSet
 from nemo_mtdrive.evaluation.settings import row_settings, scene_settings
 from nemo_mtdrive.evaluation.sweep import sweep
@@ -31,6 +31,7 @@ from nemo_mtdrive.evaluation.tables import label_of
 from nemo_mtdrive.evaluation.verdicts import verdicts
 from nemo_mtdrive.telemetry.progress import Progress
 from nemo_mtdrive.types import Episode
+from nemo_mtdrive.whole_file import write_whole
 
 
 @dataclass(frozen=True)

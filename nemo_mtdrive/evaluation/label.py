@@ -21,11 +21,12 @@ import numpy as np
 
 from nemo_mtdrive.evaluation.evaluate import BOOTSTRAP, Answer, SceneFacts, row_of
 from nemo_mtdrive.evaluation.players import ModelPlay, play_drivers, play_model
-from nemo_mtdrive.evaluation.row_files import RowFiles, write_whole
+from nemo_mtdrive.evaluation.row_files import RowFiles
 from nemo_mtdrive.evaluation.scene_sets import SceneSet
 from nemo_mtdrive.evaluation.settings import row_settings, scene_settings
 from nemo_mtdrive.telemetry.progress import Progress
 from nemo_mtdrive.types import Episode, Turn
+from nemo_mtdrive.whole_file import write_whole
 
 LABELS = "labels"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]")

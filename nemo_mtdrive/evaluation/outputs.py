@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from nemo_mtdrive.evaluation.grids import SCORE_HEADINGS, Cell, Grid, score_cells
-from nemo_mtdrive.evaluation.row_files import write_whole
 from nemo_mtdrive.evaluation.tables import MISSING, csv_table, latex_table, markdown_table, parts_of, rows_of
 from nemo_mtdrive.types import Episode
+from nemo_mtdrive.whole_file import write_whole
 
 TRAJECTORIES = "trajectories"
 

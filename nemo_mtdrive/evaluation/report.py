@@ -21,6 +21,7 @@ from markupsafe import Markup
 from nemo_mtdrive.evaluation import overview, tables, timeline
 from nemo_mtdrive.evaluation.page_data import page_data
 from nemo_mtdrive.evaluation.run_files import RunError, RunFiles, read_run
+from nemo_mtdrive.whole_file import write_whole
 
 MAX_EPISODES = 2000
 """Of one page; older dumps are left out beyond it, and the page says so."""
@@ -37,9 +38,7 @@ def write_report(run_dir: str | os.PathLike[str], advance: Callable[[int], None]
     run = read_run(run_dir)
     page = render(run, advance)
     path = run.directory / "report.html"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8", errors="replace")
-    temporary.replace(path)
+    write_whole(path, page.encode(errors="replace"))
     return path
 
 

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from nemo_mtdrive.evaluation.evaluate import SceneFacts
 from nemo_mtdrive.evaluation.paired import Side
 from nemo_mtdrive.telemetry.recorder import RECORD_SCHEMA, episode_record
 from nemo_mtdrive.types import Episode, Turn
+from nemo_mtdrive.whole_file import write_whole
 
 EPISODES = "episodes"
 SETTINGS = "row.json"
@@ -138,9 +138,3 @@ def _turn_of(record: Mapping[str, Any]) -> Turn:
                 scores=record["scores"], format_score=record["format_score"], reward=record["reward"],
                 feedback=record["feedback"], violations=record["violations"])
 
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    temporary.replace(path)

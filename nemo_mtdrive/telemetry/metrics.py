@@ -23,6 +23,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nemo_mtdrive.whole_file import write_whole
+
 METRICS_FILE = "metrics.jsonl"
 RESERVED = ("phase", "step", "time")
 """Keys of a line that are not metrics."""
@@ -138,9 +140,7 @@ def truncate(path: Path, phase: str, keep_until: int | None) -> None:
         return
     lines = [line for line in read_metrics(path)
              if line["phase"] != phase or (keep_until is not None and line["step"] <= keep_until)]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

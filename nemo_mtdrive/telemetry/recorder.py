@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.telemetry.excerpt import excerpt_of
 from nemo_mtdrive.types import Episode, Turn
+from nemo_mtdrive.whole_file import write_whole
 
 RECORD_SCHEMA = "nemo-mtdrive-rollout/1"
 ROLLOUTS = "rollouts"
@@ -217,6 +218,4 @@ def _file_name(name: str, what: str) -> str:
 def _write(path: Path, content: bytes) -> None:
     """Whole or not at all: a temporary file beside it, then a rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_whole(path, content)

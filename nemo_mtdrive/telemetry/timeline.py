@@ -9,7 +9,6 @@ all phases and of "other" (no phase ran anywhere) add up to the step.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_mtdrive.telemetry.spans import PHASES, Span, SpanReader
+from nemo_mtdrive.whole_file import write_whole
 
 TRACE_FILE = "trace.json"
 SPANS_FOLDER = "spans"
@@ -140,9 +140,7 @@ class StepTimeline:
 
 def write_trace(path: Path, spans: Sequence[Span], windows: Sequence[Window]) -> None:
     """Chrome's trace format (chrome://tracing, ui.perfetto.dev): a row a thread, a row for the steps; whole or not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(chrome_trace(spans, windows)), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(chrome_trace(spans, windows)))
 
 
 def chrome_trace(spans: Sequence[Span], windows: Sequence[Window]) -> dict[str, Any]:
