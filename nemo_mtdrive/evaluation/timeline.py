@@ -59,19 +59,6 @@ def picture(spans: Sequence[Span], window: Window) -> StepPicture:
     return StepPicture(window.step, _svg(parts, window, times), rows, (window.stop_ns - window.start_ns) / 1e9)
 
 
-def table_html(shown: StepPicture) -> str:
-    """The table of a step: seconds and share of the step by phase."""
-    lines = ['<table class="phases"><thead><tr><th>phase</th><th>exposed s</th><th>share</th><th>overlapped s</th></tr>'
-             "</thead><tbody>"]
-    for name, each in rows_by_exposure(shown):
-        share = each.exposed_s / shown.step_s if shown.step_s else 0.0
-        overlapped = "" if name == OTHER else f"{each.overlapped_s:.3f}"
-        lines.append(f"<tr><td>{escape(label(name))}</td><td>{each.exposed_s:.3f}</td><td>{share:.1%}</td>"
-                     f"<td>{overlapped}</td></tr>")
-    lines.append(f"</tbody><tfoot><tr><td>step</td><td>{shown.step_s:.3f}</td><td>100%</td><td></td></tr></tfoot></table>")
-    return "".join(lines)
-
-
 def rows_by_exposure(shown: StepPicture) -> list[tuple[str, PhaseTime]]:
     """The rows of a step, what it waited for longest first."""
     return sorted(shown.rows, key=lambda row: -row[1].exposed_s)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_mtdrive.evaluation.timeline import last_step, picture, table_html
+from nemo_mtdrive.evaluation.timeline import last_step, picture, rows_by_exposure
 from nemo_mtdrive.telemetry import spans as spans_module
 from nemo_mtdrive.telemetry.spans import PHASES, Span
 from nemo_mtdrive.telemetry.timeline import (
@@ -132,8 +132,10 @@ def test_the_picture_shows_every_lane_and_the_table_adds_up(tmp_path: Path) -> N
         assert name in shown.svg
     assert "<script" not in shown.svg
     assert sum(each.exposed_s for _, each in shown.rows) == pytest.approx(shown.step_s) == 10
-    table = table_html(shown)
-    assert "<td>update</td><td>3.000</td><td>30.0%</td><td>0.000</td>" in table and "<td>10.000</td>" in table
+    update = dict(rows_by_exposure(shown))["update"]
+    assert (update.exposed_s, update.overlapped_s) == pytest.approx((3.0, 0.0))
+    exposed = [each.exposed_s for _, each in rows_by_exposure(shown)]
+    assert exposed == sorted(exposed, reverse=True)
 
 
 def test_the_bar_of_a_picture_is_the_exposure() -> None:
