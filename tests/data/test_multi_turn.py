@@ -44,7 +44,12 @@ def test_two_turns_are_the_constant_velocity_drivers(curated: Path) -> None:
 def test_mock_conversations_come_nearer_to_the_human(curated: Path) -> None:
     scenes, agent = SCENES.open(), PDMAgent("oracle", 2)
     lines = [line for line in lines_of(curated, "multi_turn") if line["id"].endswith("mock")]
-    assert len(lines) >= 8 and {len(answers_of(line)) for line in lines} >= {3, 4, 5, 6}
+    # Which trajectories are rejected may turn on the last bit of a float, so on the processor: what was drawn is exact.
+    assert len(lines) >= 8 and len({len(answers_of(line)) for line in lines}) > 1
+    drawn = [mock_length(line["scene_id"], replace(ALWAYS, seed=line["provenance"]["seed"])) for line in lines]
+    stacked = [len(answers_of(line)) - 1 for line in lines]
+    assert all(2 <= some <= most for some, most in zip(stacked, drawn, strict=True))
+    assert sum(some == most for some, most in zip(stacked, drawn, strict=True)) >= len(lines) // 2
     for line in lines:
         scene = scenes.load(line["scene_id"])
         *rejected, last = answers_of(line)
