@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,9 @@ def _add_evaluate(commands: argparse._SubParsersAction) -> None:
                         help="most turns of an episode (default: that of the model's run, else 6); the table by turns has "
                         "every number up to it and the knee")
     _add_play(parser)
+    parser.add_argument("--shuffle-images", type=_count, metavar="SEED",
+                        help="play each row of a model a second time with another scene's picture for every scene, drawn by "
+                        "this seed; pictures.md says by kind of scene what the picture was worth")
     parser.add_argument("--record", type=_count, default=24, metavar="N",
                         help="scenes whose episodes the report shows, with pictures (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print summary.json instead of tables")
@@ -80,6 +84,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from nemo_mtdrive.config import ConfigError
     from nemo_mtdrive.evaluation.command import Evaluation, ModelRow, evaluate
     from nemo_mtdrive.evaluation.scene_sets import open_set
+    from nemo_mtdrive.evaluation.shuffled import SUFFIX, other_pictures
     from nemo_mtdrive.telemetry.progress import open_progress
 
     if not options.model and not options.driver:
@@ -87,6 +92,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     scenes = open_set(options.scenes, options.count, options.width, options.height)
     models = [ModelRow(f"{name}_{feedback}", f"{name} ({feedback})", _play(options, directory, feedback, scenes.arguments))
               for name, directory in map(_named, options.model) for feedback in dict.fromkeys(options.feedback)]
+    if options.shuffle_images is not None:
+        pictures = other_pictures(scenes.ids, options.shuffle_images)
+        models += [ModelRow(row.name + SUFFIX, f"{row.label}, other pictures", replace(row.play, pictures=pictures))
+                   for row in models]
     asked = Evaluation(options.out, scenes, models, list(dict.fromkeys(options.driver)), options.batch, options.engines,
                        options.record)
     with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
@@ -112,7 +121,7 @@ def _play(options: argparse.Namespace, directory: Path, feedback: str, arguments
 def _show(options: argparse.Namespace, summary: Mapping[str, Any]) -> None:
     from rich.console import Console
 
-    from nemo_mtdrive.evaluation.outputs import by_turn, by_verdict, knees
+    from nemo_mtdrive.evaluation.outputs import by_turn, by_verdict, knees, with_pictures
     from nemo_mtdrive.evaluation.tables import terminal_table
 
     if options.json:
@@ -120,9 +129,9 @@ def _show(options: argparse.Namespace, summary: Mapping[str, Any]) -> None:
         return
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
     console.print(terminal_table(summary, title=f"{options.scenes}"))
-    for grid in (by_turn(summary), by_verdict(summary)):
+    for grid in (by_turn(summary), by_verdict(summary), with_pictures(summary)):
         if grid.rows:
-            console.print(grid.terminal())
+            console.print(grid.terminal(spread=("PDMS", "Worse %")))
     for line in knees(summary):
         print(line)
     print(f"tables  {options.out}/table.md, by_kind.md, by_turn.md (and .csv, .tex)")
@@ -191,8 +200,6 @@ def _add_label(commands: argparse._SubParsersAction) -> None:
 
 
 def _label(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
     from nemo_mtdrive.evaluation.label import Labelling, label
     from nemo_mtdrive.evaluation.scene_sets import open_set
     from nemo_mtdrive.telemetry.progress import open_progress

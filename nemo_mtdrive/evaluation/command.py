@@ -1,7 +1,8 @@
 """`nemo-mtdrive evaluate`: rows of models and drivers over a set of scenes, as tables, and kept episode by episode.
 
     OUT/summary.json             row -> `evaluate.summarise`, with `label`, `sweep` and `verdicts`
-    OUT/table.{md,csv,tex}       the columns of Table 1; by_kind.* and by_turn.* likewise, verdicts.* of feedback
+    OUT/table.{md,csv,tex}       the columns of Table 1; by_kind.* and by_turn.* likewise, verdicts.* of feedback,
+                                 pictures.* where rows are played with other pictures too
     OUT/trajectories/ROW.jsonl   {"token", "trajectory": 8 x [x, y, heading], "scores"}: a line a scene
     OUT/episodes/ROW/            every episode (`row_files`), which is what is gone on with, and what `compare` reads
     OUT/rollouts/                some of them with pictures, for `nemo-mtdrive report OUT`
@@ -26,6 +27,7 @@ from nemo_mtdrive.evaluation.recording import record_rows
 from nemo_mtdrive.evaluation.row_files import RowFiles
 from nemo_mtdrive.evaluation.scene_sets import SceneSet
 from nemo_mtdrive.evaluation.settings import row_settings, scene_settings
+from nemo_mtdrive.evaluation.shuffled import SUFFIX, picture_effect
 from nemo_mtdrive.evaluation.sweep import sweep
 from nemo_mtdrive.evaluation.tables import label_of
 from nemo_mtdrive.evaluation.verdicts import verdicts
@@ -137,10 +139,14 @@ def _conclude(asked: Evaluation, files: Mapping[str, RowFiles], progress: Progre
             "sweep": sweep(played, row.play.config.rollout.max_turns, facts=facts, bootstrap=BOOTSTRAP)}
         if not row.play.scorer_speaks:
             summary[row.name]["verdicts"] = verdicts(played)
+        own = row.name.removesuffix(SUFFIX)
+        if row.play.pictures and own in episodes:
+            summary[row.name]["picture_effect"] = picture_effect(episodes[own], played, facts, BOOTSTRAP)
     summary["settings"] = {name: kept.settings() for name, kept in files.items()}
     summary["seconds"] = round(time.monotonic() - started, 1)
     write_whole(asked.out / "summary.json", json.dumps(summary, indent=1))
     write_tables(asked.out, summary)
     write_trajectories(asked.out, episodes)
-    record_rows(asked.out, asked.scenes.arguments.open(), episodes, asked.recorded, progress)
+    record_rows(asked.out, asked.scenes.arguments.open(), episodes, asked.recorded, progress,
+                {row.name: row.play.pictures for row in asked.models})
     return summary

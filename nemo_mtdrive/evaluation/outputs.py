@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nemo_mtdrive.evaluation.grids import SCORE_HEADINGS, Cell, Grid, score_cells
+from nemo_mtdrive.evaluation.shuffled import by_picture
 from nemo_mtdrive.evaluation.tables import MISSING, csv_table, latex_table, markdown_table, parts_of, rows_of
 from nemo_mtdrive.types import Episode
 from nemo_mtdrive.whole_file import write_whole
@@ -18,10 +19,11 @@ TRAJECTORIES = "trajectories"
 
 
 def write_tables(out: Path, summary: Mapping[str, Any]) -> None:
-    """table.*, by_kind.* and, where a model is in it, by_turn.* and verdicts.*: each as .md, .csv and .tex."""
+    """table.*, by_kind.* and, where a model is in it, by_turn.*, verdicts.* and pictures.*: each as .md, .csv and .tex."""
     for suffix, text in (("md", markdown_table(summary)), ("csv", csv_table(summary)), ("tex", latex_table(summary))):
         write_whole(out / f"table.{suffix}", text)
-    for name, grid in (("by_kind", by_kind(summary)), ("by_turn", by_turn(summary)), ("verdicts", by_verdict(summary))):
+    for name, grid in (("by_kind", by_kind(summary)), ("by_turn", by_turn(summary)), ("verdicts", by_verdict(summary)),
+                       ("pictures", with_pictures(summary))):
         if grid.rows:
             write_grid(out, name, grid)
 
@@ -61,6 +63,12 @@ def by_verdict(summary: Mapping[str, Any]) -> Grid:
             for name, part in parts_of(summary).items() for metric, found in part.get("verdicts", {}).items()]
     return Grid("Feedback against the scorer's verdicts", ("Method", "Metric"),
                 ("Precision %", "Recall %", "Accused", "Failing", "Trajectories"), rows)
+
+
+def with_pictures(summary: Mapping[str, Any]) -> Grid:
+    """What another scene's picture does to the first answers, where that was asked for."""
+    return by_picture({_label(summary, name): part["picture_effect"] for name, part in parts_of(summary).items()
+                       if "picture_effect" in part})
 
 
 def knees(summary: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +20,7 @@ from nemo_mtdrive.environment.env import DrivingEnvironment, Environment
 from nemo_mtdrive.evaluation.baselines import Driver, drive, driver_episode, drivers_with, lost_episode
 from nemo_mtdrive.evaluation.evaluate import SceneFacts, facts_of
 from nemo_mtdrive.evaluation.feedback import SelfFeedback, SeparateFeedback
+from nemo_mtdrive.evaluation.shuffled import OtherPictures
 from nemo_mtdrive.pdm.agent import PDMAgent
 from nemo_mtdrive.pdm.review import Reviewer
 from nemo_mtdrive.pdm.reviewers import open_reviewer
@@ -53,6 +54,8 @@ class ModelPlay:
     """Episodes of a scene."""
     batch: int
     """Scenes of a batch."""
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    """Scene -> the scene whose picture it is driven with (`shuffled.other_pictures`); its own where none is set."""
 
     @property
     def scorer_speaks(self) -> bool:
@@ -106,7 +109,8 @@ def _open_driver(play: ModelPlay, device: str) -> ModelDriver:
 
 
 def _open_environment(play: ModelPlay, driver: ModelDriver) -> DrivingEnvironment:
-    scenes = KnownScenes(play.scenes.open())
+    source = play.scenes.open()
+    scenes = KnownScenes(OtherPictures(source, play.pictures) if play.pictures else source)
     return DrivingEnvironment(scenes, reviewer_of(play, scenes, driver), driver.max_turns)
 
 

@@ -20,12 +20,13 @@ from nemo_mtdrive.types import Episode
 STEP = 0
 
 
-def record_rows(out: Path, source: SceneSource, rows: Mapping[str, Sequence[Episode]], count: int,
-                progress: Progress) -> None:
+def record_rows(out: Path, source: SceneSource, rows: Mapping[str, Sequence[Episode]], count: int, progress: Progress,
+                other_pictures: Mapping[str, Mapping[str, str]]) -> None:
     """Write OUT/rollouts: of each row the episodes of the same `count` scenes, so that rows can be held side by side.
 
     They are the scenes whose later turns changed the score the most in the first row, for better or worse, then those
-    that it did worst in. A scene that cannot be loaded, or has no picture, is recorded without.
+    that it did worst in. A scene that cannot be loaded, or has no picture, is recorded without. `other_pictures` has, by
+    row, the scenes whose pictures were shown in place of a scene's own.
     """
     for old in (out / ROLLOUTS).glob("*.jsonl"):
         old.unlink()
@@ -36,10 +37,13 @@ def record_rows(out: Path, source: SceneSource, rows: Mapping[str, Sequence[Epis
         return
     scenes: dict[str, Scene] = {}
     pictures: dict[str, tuple[str, NDArray[np.uint8]]] = {}
-    with progress.phase("pictures", total=len(chosen), unit="scenes") as bar:
-        for scene_id in sorted(chosen):
+    shown = {name: {scene_id: other_pictures.get(name, {}).get(scene_id, scene_id) for scene_id in chosen} for name in rows}
+    wanted = sorted({scene_id for pairs in shown.values() for scene_id in pairs.values()} | chosen)
+    with progress.phase("pictures", total=len(wanted), unit="scenes") as bar:
+        for scene_id in wanted:
             try:
-                scenes[scene_id] = source.load(scene_id)
+                if scene_id in chosen:
+                    scenes[scene_id] = source.load(scene_id)
                 image = source.image(scene_id)
                 pictures[scene_id] = (image_key(image), image)
             except SceneError as error:
@@ -49,9 +53,9 @@ def record_rows(out: Path, source: SceneSource, rows: Mapping[str, Sequence[Epis
     prompts = {name: first_question(scene.history, scene.command) for name, scene in scenes.items()
                if scene.history is not None and scene.command is not None}
     for name, episodes in rows.items():
-        shown = [replace(episode, image_keys=(pictures[episode.scene_id][0],) if episode.scene_id in pictures else ())
-                 for episode in episodes if episode.scene_id in chosen]
-        recorder.record(STEP, name, shown, prompts=prompts, images=dict(pictures.values()), scenes=scenes)
+        played = [replace(episode, image_keys=(pictures[seen][0],) if (seen := shown[name][episode.scene_id]) in pictures
+                          else ()) for episode in episodes if episode.scene_id in chosen]
+        recorder.record(STEP, name, played, prompts=prompts, images=dict(pictures.values()), scenes=scenes)
 
 
 def _interest(episode: Episode) -> tuple[float, float, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ def row_settings(play: ModelPlay, scenes: SceneSet) -> dict[str, Any]:
         "seed": play.seed,
         "episodes_a_scene": play.group_size,
         "batch": play.batch,
+        **({"pictures": _digest(play.pictures.items())} if play.pictures else {}),
         **scene_settings(scenes),
     }
 
@@ -93,6 +94,10 @@ def scene_settings(scenes: SceneSet) -> dict[str, Any]:
     """What tells one set of scenes from another."""
     return {"scenes": scenes.address, "count": len(scenes.ids), "ids": scenes.digest,
             "image": [scenes.arguments.width, scenes.arguments.height]}
+
+
+def _digest(pairs: Iterable[tuple[str, str]]) -> str:
+    return hashlib.blake2b("\n".join(f"{name} {value}" for name, value in sorted(pairs)).encode(), digest_size=8).hexdigest()
 
 
 def weights_mark(model: Path) -> str:
