@@ -88,6 +88,7 @@ def measure(load: Load, peer: str, passes: int) -> dict[str, Any]:
 
 def data_proto_step(load: Load, producers: list[Any], consumers: list[Any], check: bool) -> Step:
     """verl's controller path: the batch goes through the driver, and to the consumers anew in each phase."""
+    ray.get([producer.roll_out.remote() for producer in producers])
     cpu_before, start = cpu_seconds(), time.perf_counter()
     batch = DataProto.concat(ray.get([producer.generate_sequences.remote() for producer in producers]))
     collected = time.perf_counter()
@@ -107,6 +108,7 @@ def transfer_queue_step(load: Load, producers: list[Any], consumers: list[Any], 
     """verl's TransferQueue path: rollouts are put one by one; consumers get their keys' data in each phase."""
     keys = [[episode_name(scene, index) for scene in load.share(consumer) for index in range(load.group)]
             for consumer in range(CONSUMERS)]
+    ray.get([producer.roll_out.remote() for producer in producers])
     cpu_before, start = cpu_seconds(), time.perf_counter()
     size = sum(ray.get([producer.stream.remote() for producer in producers]))
     collected = time.perf_counter()
@@ -147,35 +149,40 @@ class Producer:
         torch.set_num_threads(1)
         self._load, self._scenes = load, load.produced(number)
         self._fields: list[dict[str, Any]] = []
-        for scene in self._scenes:
-            rows = pixel_rows(load.image(scene))
-            grid = torch.tensor([[1, load.height // 14, load.width // 14]])
-            for index in range(load.group):  # a processor call each: every rollout has tensors of its own
-                self._fields.append(rollout_fields(load, scene, index) | {
-                    "multi_modal_inputs": {"pixel_values": rows.clone(), "image_grid_thw": grid.clone()}})
 
     def ready(self, connect: bool = False) -> None:
-        """Data made; connected to the queue."""
+        """Connected to the queue."""
         if connect:
             tq.init()
 
+    def roll_out(self) -> None:
+        """Make the rollouts of a step; they are given away with it, as 256x540p hardly fit a small machine's memory."""
+        for scene in self._scenes:
+            rows = pixel_rows(self._load.image(scene))
+            grid = torch.tensor([[1, self._load.height // 14, self._load.width // 14]])
+            for index in range(self._load.group):  # a processor call each: every rollout has tensors of its own
+                self._fields.append(rollout_fields(self._load, scene, index) | {
+                    "multi_modal_inputs": {"pixel_values": rows.clone(), "image_grid_thw": grid.clone()}})
+
     def generate_sequences(self) -> DataProto:
         """All rollouts as one DataProto."""
-        names = [name for name, value in self._fields[0].items() if isinstance(value, torch.Tensor)]
-        batch = TensorDict({name: torch.stack([fields[name] for fields in self._fields]) for name in names},
-                           batch_size=len(self._fields))
-        others = {name: np.array([fields[name] for fields in self._fields]) for name in ("scene", "index")}
-        others["multi_modal_inputs"] = np.array([fields["multi_modal_inputs"] for fields in self._fields], dtype=object)
+        rollouts, self._fields = self._fields, []
+        names = [name for name, value in rollouts[0].items() if isinstance(value, torch.Tensor)]
+        batch = TensorDict({name: torch.stack([fields[name] for fields in rollouts]) for name in names},
+                           batch_size=len(rollouts))
+        others = {name: np.array([fields[name] for fields in rollouts]) for name in ("scene", "index")}
+        others["multi_modal_inputs"] = np.array([fields["multi_modal_inputs"] for fields in rollouts], dtype=object)
         return DataProto(batch=batch, non_tensor_batch=others)
 
     async def stream(self) -> int:
         """Put each rollout when it ends; the bytes of its tensors."""
+        rollouts, self._fields = self._fields, []
         await asyncio.gather(*(
             tq.async_kv_batch_put(keys=[episode_name(fields["scene"], fields["index"])],
                                   fields=list_of_dict_to_tensordict([fields]), tags=[{"status": "success"}],
                                   partition_id=PARTITION)
-            for fields in self._fields))
-        tensors = [tensor for fields in self._fields for tensor in (*fields.values(), *fields["multi_modal_inputs"].values())
+            for fields in rollouts))
+        tensors = [tensor for fields in rollouts for tensor in (*fields.values(), *fields["multi_modal_inputs"].values())
                    if isinstance(tensor, torch.Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
