@@ -39,22 +39,37 @@ def run_rl(config: Config) -> Path:
     """
     started = time.monotonic()
     refuse_busy_port(config)
-    refuse_start(config)
-    run_dir = open_run_dir(config)
     with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
-        prepare(config, run_dir, tokenizer_files(config), progress)
-        baselines = score_baselines(config, run_dir, progress)
+        run_dir, baselines = prepare_run(config, progress)
         with EventDisplay(progress) as display:
             run_processes(config, run_dir, display.show)
-    summary = finish_summary(run_dir, baselines, time.monotonic() - started)
+    finish_run(run_dir, baselines, time.monotonic() - started)
+    return run_dir
+
+
+def prepare_run(config: Config, progress: Progress) -> tuple[Path, dict[str, Any]]:
+    """All that a run needs before its processes start; returns its folder and the rows of the baseline drivers.
+
+    Raises:
+        ConfigError: the run directory belongs to another job, or a value that only shows on use.
+    """
+    refuse_start(config)
+    run_dir = open_run_dir(config)
+    prepare(config, run_dir, tokenizer_files(config), progress)
+    return run_dir, score_baselines(config, run_dir, progress)
+
+
+def finish_run(run_dir: Path, baselines: dict[str, Any], seconds: float) -> bool:
+    """Summary, report and the table on stdout, after the processes have ended; whether the run did all its steps."""
+    summary = finish_summary(run_dir, baselines, seconds)
     report = write_report(run_dir)
     status = json.loads((run_dir / "status.json").read_text())
     if not status["finished"]:
         print(f"{status['reason']}; resume=true goes on")
-        return run_dir
+        return False
     write_readme_picture(run_dir, run_dir / "demo.png")
     show_result(run_dir, report, summary)
-    return run_dir
+    return True
 
 
 def refuse_start(config: Config) -> None:

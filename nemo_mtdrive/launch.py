@@ -37,6 +37,7 @@ from nemo_mtdrive.supervision import (
     interruptible,
     saves_on_request,
 )
+from nemo_mtdrive.transfer.curve import CurveKeys
 from nemo_mtdrive.transfer.segments import sweep, sweep_abandoned
 
 __all__ = ["Endpoints", "JobFailed", "JobInterrupted", "make_endpoints", "read_endpoints", "refuse_busy_port",
@@ -56,8 +57,13 @@ class Endpoints:
     """ZeroMQ endpoint that training rank 0 binds and rollout workers connect to."""
     episodes: list[str]
     """ZeroMQ endpoint of each training rank, where workers send finished episodes."""
-    weights_dir: str
+    weights_root: str
+    """Folder that all of them see, below which new weights go from training rank 0 to the workers."""
     master_port: int
+    master_address: str = "127.0.0.1"
+    """Where training rank 0 listens for the others."""
+    keys: CurveKeys | None = None
+    """Encrypt control and episodes with these; None on one machine, where they go over sockets in a private folder."""
 
 
 def refuse_busy_port(config: Config) -> None:
@@ -85,7 +91,7 @@ def make_endpoints(config: Config, socket_dir: Path) -> Endpoints:
                  .getsockname()[1] for index in range(environment.servers)]
     endpoints = Endpoints(
         run_id="", environment_urls=[f"http://{environment.host}:{port}" for port in ports],
-        environment_token=secrets.token_urlsafe(24), control="", episodes=[], weights_dir="", master_port=0)
+        environment_token=secrets.token_urlsafe(24), control="", episodes=[], weights_root="", master_port=0)
     return new_meeting_place(endpoints, config, socket_dir)
 
 
@@ -93,7 +99,7 @@ def new_meeting_place(endpoints: Endpoints, config: Config, socket_dir: Path) ->
     """The same environment servers, everything else new: ranks that start again must not meet what the last ones left."""
     return replace(endpoints, run_id=f"mtd{secrets.token_hex(4)}", control=f"ipc://{socket_dir}/control",
                    episodes=[f"ipc://{socket_dir}/episodes-{rank}" for rank in range(config.world_size)],
-                   weights_dir=str(socket_dir), master_port=free_port())
+                   weights_root=str(SHM_ROOT), master_port=free_port())
 
 
 def write_endpoints(endpoints: Endpoints, path: Path) -> None:
@@ -107,7 +113,8 @@ def write_endpoints(endpoints: Endpoints, path: Path) -> None:
 
 def read_endpoints(path: Path) -> Endpoints:
     """Read what `write_endpoints` wrote."""
-    return Endpoints(**json.loads(path.read_text()))
+    found = json.loads(path.read_text())
+    return Endpoints(**found | {"keys": CurveKeys(**found["keys"]) if found["keys"] else None})
 
 
 def run_processes(config: Config, run_dir: Path, on_event: OnEvent) -> None:
@@ -128,7 +135,7 @@ def run_processes(config: Config, run_dir: Path, on_event: OnEvent) -> None:
         journal = run_dir / RESTARTS_FILE
         if not config.resume:
             journal.unlink(missing_ok=True)
-        restarts = Restarts(lambda: _newest_checkpoint(run_dir / "checkpoints"), journal,
+        restarts = Restarts(lambda: newest_checkpoint(run_dir / "checkpoints"), journal,
                             lambda text: on_event({"event": "note", "text": text}))
         run_ids: list[str] = []
         stack.callback(lambda: [sweep(SHM_ROOT, run_id) for run_id in run_ids])  # when the job's processes are gone
@@ -167,7 +174,7 @@ class _Attempts:
         for index, url in enumerate(endpoints.environment_urls):
             stack.enter_context(reserve_port(environment.host, int(url.rpartition(":")[2])))
             self._job.start(f"environment-server-{index}", [*self._command, "serve-env", *self._run, "--index", str(index)],
-                            _threads(1), max_restarts=environment.max_restarts, limit_key="environment.max_restarts")
+                            thread_limits(1), max_restarts=environment.max_restarts, limit_key="environment.max_restarts")
 
     def run(self, endpoints: Endpoints) -> None:
         """Workers and ranks, until the ranks have ended. When one of them fails, all of them are gone afterwards.
@@ -182,22 +189,23 @@ class _Attempts:
         python = str(rollout_python(config.rollout)) if config.rollout.engine == "vllm" else sys.executable
         for index, name in enumerate(names):
             job.start(name, [python, *self._command[1:], "rollout-worker", *self._run, "--index", str(index)],
-                      _threads(config.rollout.threads), ends_itself=True, max_restarts=config.rollout.max_restarts,
+                      thread_limits(config.rollout.threads), ends_itself=True, max_restarts=config.rollout.max_restarts,
                       limit_key="rollout.max_restarts")
         reader, writer = os.pipe()
         for rank in range(config.world_size):
             names.append(f"training-rank-{rank}")
             ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(config.world_size),
-                     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(endpoints.master_port), STARTED: str(self._started)}
+                     "MASTER_ADDR": endpoints.master_address, "MASTER_PORT": str(endpoints.master_port),
+                     STARTED: str(self._started)}
             events = {"MTDRIVE_EVENTS_FD": str(writer)} if rank == 0 else {}
             job.start(names[-1], [*self._command, "train-rank", *self._run, *(["--resume"] if self._resume else [])],
-                      _threads(config.parallel.threads) | ranks | events, main=True,
+                      thread_limits(config.parallel.threads) | ranks | events, main=True,
                       pass_fds=(writer,) if rank == 0 else ())
         os.close(writer)
         os.set_blocking(reader, False)
         self._resume = True  # whatever was saved until it fails is gone on from
         with open(reader, "rb", buffering=0) as pipe:
-            lines = _LineReader(pipe.read)
+            lines = LineReader(pipe.read)
             try:
                 job.watch(lambda: lines.dispatch(self._dispatch))
                 lines.dispatch(self._dispatch)
@@ -217,12 +225,12 @@ def _worker(index: int) -> str:
     return f"worker-{index}"
 
 
-def _newest_checkpoint(folder: Path) -> float:
+def newest_checkpoint(folder: Path) -> float:
     """When the newest whole checkpoint was written [s since the epoch]; 0 for none."""
     return max((marker.stat().st_mtime for marker in folder.glob("[!.]*/complete.json")), default=0.0)
 
 
-def _threads(count: int) -> dict[str, str]:
+def thread_limits(count: int) -> dict[str, str]:
     """Environment that keeps every maths library of a process to `count` threads."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
     # threads that spin while they wait starve the other processes of a machine with few cores
@@ -230,7 +238,7 @@ def _threads(count: int) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE", "TORCHDYNAMO_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-class _LineReader:
+class LineReader:
     """Whole JSON lines out of a pipe that is read without waiting."""
 
     def __init__(self, read: Callable[[], bytes | None]) -> None:

@@ -72,7 +72,7 @@ def run_rollout_worker(run_dir: Path, index: int) -> int:
     _record_spans(config, run_dir, worker_name(index))
     return run_worker(
         WorkerConfig(worker_name(index), endpoints.control, heartbeat_s=HEARTBEAT_S,
-                     trainer_timeout_s=config.rollout.start_timeout_s),
+                     trainer_timeout_s=config.rollout.start_timeout_s, keys=endpoints.keys),
         partial(_worker_parts, config, endpoints, index))
 
 
@@ -95,11 +95,11 @@ def _worker_parts(config: Config, endpoints: Endpoints, index: int) -> WorkerPar
     rollout, transfer = config.rollout, config.transfer
     hf = hf_config(config, tokenizer)
     engine = ENGINES[rollout.engine](hf, tokenizer, rollout, "")
-    folder = RunFolder(SHM_ROOT, endpoints.run_id)
+    folder = RunFolder(Path(endpoints.weights_root), endpoints.run_id)
     reader = WeightReader(folder)
     sender = open_sender(_link_kind(config), endpoints.episodes, endpoints.run_id, in_flight=transfer.in_flight,
                          lost_after_s=LOST_AFTER_S, shm_root=SHM_ROOT,
-                         image_budget_bytes=transfer.image_store_mb * MEGABYTE)
+                         image_budget_bytes=transfer.image_store_mb * MEGABYTE, keys=endpoints.keys)
     stream = EpisodeStream(sender, threads=transfer.threads, in_flight=transfer.in_flight,
                            flush_timeout_s=rollout.rollout_timeout_s)
     first = index % len(endpoints.environment_urls)  # workers begin with different servers, and go to others in need
@@ -186,7 +186,8 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
         limits = PoolLimits(rollout.heartbeat_timeout_s, rollout.stuck_timeout_s, rollout.max_restarts)
         pool = WorkerPool(
             endpoints.control, [worker_name(index) for index in range(rollout.workers)], limits=limits,
-            on_lost=lambda name, pid, reason: progress.tell("lost", worker=name, pid=pid, reason=reason))
+            on_lost=lambda name, pid, reason: progress.tell("lost", worker=name, pid=pid, reason=reason),
+            keys=endpoints.keys)
 
     tokenizer = load_tokenizer(config)
     hf = hf_config(config, tokenizer)
@@ -205,9 +206,10 @@ def _train(config: Config, endpoints: Endpoints, run_dir: Path) -> None:
     kind = _link_kind(config)
     ipss = IPSS(open_receiver=partial(
         open_receiver, kind, endpoints.episodes[ranks.rank], endpoints.run_id, shm_root=SHM_ROOT,
-        image_budget_bytes=transfer.image_store_mb * MEGABYTE, keep_frames=not transfer.iptc))
+        image_budget_bytes=transfer.image_store_mb * MEGABYTE, keep_frames=not transfer.iptc,
+        keys=endpoints.keys))
     ipss.setup(None, None, "fit")
-    folder = RunFolder(SHM_ROOT, endpoints.run_id)
+    folder = RunFolder(Path(endpoints.weights_root), endpoints.run_id)
     bucket = transfer.weight_bucket_mb * MEGABYTE
     weights = WeightSync(WeightPublisher(folder, writes=ranks.rank == 0, keep=2, bucket_bytes=bucket),
                          partial(model.export_hf_pieces, bucket), version=0)

@@ -104,25 +104,29 @@ class Restarts:
 class Job:
     """The processes of a job; use it as a context manager, so that nothing outlives it."""
 
-    def __init__(self, log_dir: Path, restarts: Restarts) -> None:
+    def __init__(self, log_dir: Path, restarts: Restarts, *, suffix: str = ".log") -> None:
+        """What a process prints goes to LOG_DIR/NAME + suffix."""
         self._log_dir = log_dir
+        self._suffix = suffix
         self._restarts = restarts
         self._children: list[Child] = []
         log_dir.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str], *, main: bool = False,
               ends_itself: bool = False, max_restarts: int = 0, limit_key: str = "", pass_fds: Sequence[int] = ()) -> None:
-        """Start a process; what it prints goes to LOG_DIR/name.log (appended, so that a resumed job keeps both).
+        """Start a process; what it prints goes to its log (appended, so that a resumed job keeps both).
 
         A helper is started again at most `max_restarts` times without progress in between; with `ends_itself` its exit
         code 0 is as it should be. `pass_fds` are for main processes, which are never started again here.
         """
-        log = self._log_dir / f"{name}.log"
+        log = self._log_dir / f"{name}{self._suffix}"
         process = _spawn(command, environment, log, pass_fds)
         self._children.append(Child(name, command, environment, log, process, main, ends_itself, max_restarts, limit_key))
 
     def watch(self, each_poll: Callable[[], None]) -> None:
         """Wait until every main process ended well; `each_poll` is called about ten times a second.
+
+        A job without main processes ends when every helper that ends itself has; one of servers alone never does.
 
         Raises:
             MainFailed: a main process ended with another code than 0.
@@ -132,12 +136,17 @@ class Job:
             codes = [(child, child.process.poll()) for child in self._children]
             each_poll()  # after the codes: what a process said before it ended is heard first
             self._raise_failure([child for child, code in codes if child.main and code])
-            if all(code == 0 for child, code in codes if child.main):
+            awaited = [code for child, code in codes if child.main] or [code for child, code in codes if child.ends_itself]
+            if all(code == 0 for code in awaited or [None for _ in codes]):
                 return
             for child, code in codes:
                 if not child.main and code is not None and not (code == 0 and child.ends_itself):
                     self._start_again(child)
             time.sleep(POLL_S)
+
+    def worst_code(self) -> int:
+        """Return code of the process that failed, the first by a signal if any; 1 where none has ended."""
+        return min((child.process.returncode for child in self._children if child.process.returncode), default=1)
 
     def kill(self, name: str, pid: int, because: str) -> None:
         """Kill a helper, as long as it is this process; it is then started again as any other that died."""

@@ -12,6 +12,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from nemo_mtdrive.rollout import control
 from nemo_mtdrive.rollout.control import ControlError, Message
+from nemo_mtdrive.transfer.curve import CurveKeys, secure_client
 
 FLUSH_S = 2.0
 """How long `close` waits for the last messages to leave."""
@@ -24,7 +25,8 @@ class TrainerGone(RuntimeError):
 class ControlLink:
     """Messages to and from the trainer. `send` and `receive` are for one thread, the one that made the link."""
 
-    def __init__(self, endpoint: str, name: str, heartbeat_s: float, trainer_timeout_s: float) -> None:
+    def __init__(self, endpoint: str, name: str, heartbeat_s: float, trainer_timeout_s: float,
+                 keys: CurveKeys | None = None) -> None:
         self.doing = "starting"
         """What the worker does, in a few words; goes along with heartbeats."""
         self._endpoint, self._name = endpoint, name
@@ -34,7 +36,7 @@ class ControlLink:
         inner = f"inproc://control-{id(self)}"
         self._outbox: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
         self._outbox.bind(inner)
-        self._thread = threading.Thread(target=self._run, args=(inner,), name="control", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(inner, keys), name="control", daemon=True)
         self._thread.start()
 
     def send(self, kind: str, **fields: object) -> None:
@@ -59,7 +61,7 @@ class ControlLink:
         self._thread.join(FLUSH_S + 1.0)
         self._outbox.close(linger=0)
 
-    def _run(self, inner: str) -> None:
+    def _run(self, inner: str, keys: CurveKeys | None) -> None:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         outbox = context.socket(zmq.PAIR)
         outbox.connect(inner)
@@ -68,6 +70,7 @@ class ControlLink:
         trainer.setsockopt(zmq.MAXMSGSIZE, control.LARGEST_MESSAGE)
         trainer.setsockopt(zmq.HEARTBEAT_IVL, 5000)  # a trainer whose machine vanished closes no connection
         trainer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30000)
+        secure_client(trainer, keys)
         monitor = trainer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         trainer.connect(self._endpoint)
         poller = zmq.Poller()

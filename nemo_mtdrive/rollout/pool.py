@@ -19,6 +19,7 @@ import zmq
 from nemo_mtdrive.rollout import control
 from nemo_mtdrive.rollout.control import ControlError, Message
 from nemo_mtdrive.rollout.shares import Shares
+from nemo_mtdrive.transfer.curve import CurveKeys, secure_server
 from nemo_mtdrive.types import RolloutTask
 
 PING_S = 1.0
@@ -73,10 +74,11 @@ class WorkerPool:
         limits: when a worker counts as lost.
         on_lost: called with a lost worker's name, its process id (0: unknown) and what was seen; should see to it that
             this process ends and another one of that name starts.
+        keys: let only workers in that have these, encrypted. None: in clear.
     """
 
     def __init__(self, endpoint: str, workers: Sequence[str], *, limits: PoolLimits,
-                 on_lost: Callable[[str, int, str], None]) -> None:
+                 on_lost: Callable[[str, int, str], None], keys: CurveKeys | None = None) -> None:
         """Raises zmq.ZMQError for a busy endpoint."""
         if not workers or len(set(workers)) != len(workers):
             raise ValueError(f"workers={list(workers)}: give at least one name, each once")
@@ -85,6 +87,7 @@ class WorkerPool:
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a worker that was started again takes over its name
         self._socket.setsockopt(zmq.MAXMSGSIZE, control.LARGEST_MESSAGE)
         self._socket.setsockopt(zmq.LINGER, 1000)
+        secure_server(self._socket, keys)
         self._socket.bind(endpoint)
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         """Where workers connect; a port of 0 or * has become the real one."""

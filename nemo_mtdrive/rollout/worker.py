@@ -28,6 +28,7 @@ from nemo_mtdrive.rollout.engine import Engine, EngineError
 from nemo_mtdrive.rollout.multi_turn import CUT, Environment, Image, RolloutSettings, run_tasks
 from nemo_mtdrive.telemetry import spans
 from nemo_mtdrive.telemetry.spans import span
+from nemo_mtdrive.transfer.curve import CurveKeys
 from nemo_mtdrive.types import Episode
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class WorkerConfig:
     heartbeat_s: float
     trainer_timeout_s: float
     """How long the connection to the trainer may stay closed before the worker ends itself."""
+    keys: CurveKeys | None = None
+    """Encrypt with these; the trainer's own."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def run_worker(config: WorkerConfig, open_parts: Callable[[], WorkerParts]) -> i
     die_with_parent()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _terminate)
-    link = ControlLink(config.control_endpoint, config.name, config.heartbeat_s, config.trainer_timeout_s)
+    link = ControlLink(config.control_endpoint, config.name, config.heartbeat_s, config.trainer_timeout_s, config.keys)
     try:
         _serve(link, open_parts)
     except Terminated as end:

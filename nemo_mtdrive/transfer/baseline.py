@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nemo_mtdrive.telemetry.spans import span
 from nemo_mtdrive.transfer import wire
+from nemo_mtdrive.transfer.curve import CurveKeys
 from nemo_mtdrive.transfer.images import patchify
 from nemo_mtdrive.transfer.peers import Outbox
 from nemo_mtdrive.types import Episode
@@ -23,8 +24,8 @@ from nemo_mtdrive.types import Episode
 class BaselineSender:
     """`link.EpisodeSender` that keeps the batch until `flush`. Arguments as `link.open_sender`."""
 
-    def __init__(self, endpoints: Sequence[str], run_id: str, lost_after_s: float) -> None:
-        self._outbox = Outbox(endpoints, run_id, 1, lost_after_s)
+    def __init__(self, endpoints: Sequence[str], run_id: str, lost_after_s: float, keys: CurveKeys | None = None) -> None:
+        self._outbox = Outbox(endpoints, run_id, 1, lost_after_s, keys)
         self._batch: list[tuple[Episode, Mapping[str, NDArray[np.uint8]]]] = []
         self._mutex = threading.Lock()
         patchify([])  # imports torch now: its seconds are no part of the first batch's transfer

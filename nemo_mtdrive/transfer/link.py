@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nemo_mtdrive.transfer import wire
+from nemo_mtdrive.transfer.curve import CurveKeys
 from nemo_mtdrive.types import Episode
 
 LinkKind = Literal["shm", "zmq", "baseline"]
@@ -128,6 +129,7 @@ def open_sender(
     lost_after_s: float,
     shm_root: Path,
     image_budget_bytes: int,
+    keys: CurveKeys | None = None,
 ) -> EpisodeSender:
     """Connect to all training ranks.
 
@@ -139,6 +141,7 @@ def open_sender(
         lost_after_s: a receiver that is disconnected this long, with episodes waiting for it, is lost.
         shm_root: where shared memory is (shm only).
         image_budget_bytes: what the run's images may take on this node (shm only).
+        keys: encrypt with these; the receivers' own. None: in clear.
 
     Raises:
         ValueError: unknown kind, no endpoint, or an address that is none.
@@ -149,16 +152,17 @@ def open_sender(
     if not endpoints or in_flight < 1:
         raise ValueError(f"endpoints={list(endpoints)}, in_flight={in_flight}: set one address a rank, and 1 or more")
     if kind == "zmq":
-        return zmq.ZmqSender(endpoints, run_id, in_flight, lost_after_s)
+        return zmq.ZmqSender(endpoints, run_id, in_flight, lost_after_s, keys)
     if kind == "shm":
-        return shm.ShmSender(endpoints, run_id, in_flight, lost_after_s, shm_root, image_budget_bytes)
+        return shm.ShmSender(endpoints, run_id, in_flight, lost_after_s, shm_root, image_budget_bytes, keys)
     if kind == "baseline":
-        return baseline.BaselineSender(endpoints, run_id, lost_after_s)
+        return baseline.BaselineSender(endpoints, run_id, lost_after_s, keys)
     raise ValueError(f"transfer.link={kind}: set it to one of {', '.join(LINK_KINDS)}")
 
 
 def open_receiver(
-    kind: LinkKind, endpoint: str, run_id: str, *, shm_root: Path, image_budget_bytes: int, keep_frames: bool
+    kind: LinkKind, endpoint: str, run_id: str, *, shm_root: Path, image_budget_bytes: int, keep_frames: bool,
+    keys: CurveKeys | None = None,
 ) -> EpisodeReceiver:
     """Listen as one training rank.
 
@@ -169,6 +173,7 @@ def open_receiver(
         shm_root: where shared memory is.
         image_budget_bytes: what the run's images may take on this node.
         keep_frames: keep what came, for `Received.decode_again`.
+        keys: let only senders in that have these, encrypted. None: in clear.
 
     Raises:
         ValueError: unknown kind.
@@ -177,5 +182,5 @@ def open_receiver(
     from nemo_mtdrive.transfer import zmq
 
     if kind in LINK_KINDS:
-        return zmq.ZmqReceiver(endpoint, run_id, shm_root, image_budget_bytes, keep_frames)
+        return zmq.ZmqReceiver(endpoint, run_id, shm_root, image_budget_bytes, keep_frames, keys)
     raise ValueError(f"transfer.link={kind}: set it to one of {', '.join(LINK_KINDS)}")

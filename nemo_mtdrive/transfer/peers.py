@@ -22,6 +22,7 @@ import zmq
 from numpy.typing import NDArray
 from zmq.utils.monitor import recv_monitor_message
 
+from nemo_mtdrive.transfer.curve import CurveKeys, secure_client
 from nemo_mtdrive.transfer.messages import Message, pack, unpack
 from nemo_mtdrive.transfer.segments import TransferError
 from nemo_mtdrive.transfer.wire import Frame, WireError
@@ -66,9 +67,11 @@ class Outbox:
         run_id: goes with each message; receivers of another run refuse it.
         in_flight: deliveries that may be unacknowledged before `post` waits.
         lost_after_s: a receiver that is disconnected this long with deliveries waiting for it is lost.
+        keys: encrypt with these; the receivers' own.
     """
 
-    def __init__(self, endpoints: Sequence[str], run_id: str, in_flight: int, lost_after_s: float) -> None:
+    def __init__(self, endpoints: Sequence[str], run_id: str, in_flight: int, lost_after_s: float,
+                 keys: CurveKeys | None = None) -> None:
         self.wire_bytes = 0
         self.refused = 0
         """Answers that were no message of this protocol."""
@@ -83,7 +86,7 @@ class Outbox:
         self._closing = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._peers = [self._connect(endpoint) for endpoint in endpoints]
+        self._peers = [self._connect(endpoint, keys) for endpoint in endpoints]
         self._thread = threading.Thread(target=self._run, name="episode-link", daemon=True)
         self._thread.start()
 
@@ -136,12 +139,13 @@ class Outbox:
         os.close(self._wake_read)  # nobody writes to it any more: `post` refuses before it wakes
         os.close(self._wake_write)
 
-    def _connect(self, endpoint: str) -> _Peer:
+    def _connect(self, endpoint: str, keys: CurveKeys | None) -> _Peer:
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, 0)  # bounded by in_flight
         socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)  # answered by the peer's I/O thread even while it trains
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+        secure_client(socket, keys)
         monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         try:
             socket.connect(endpoint)

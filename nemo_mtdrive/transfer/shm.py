@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_mtdrive.transfer.curve import CurveKeys
 from nemo_mtdrive.transfer.images import ImageStore
 from nemo_mtdrive.transfer.segments import RunFolder
 from nemo_mtdrive.transfer.zmq import ZmqSender
@@ -20,11 +21,12 @@ class ShmSender(ZmqSender):
     """`link.EpisodeSender` with images in shared memory. Arguments as `link.open_sender`."""
 
     def __init__(
-        self, endpoints: Sequence[str], run_id: str, in_flight: int, lost_after_s: float, root: Path, budget_bytes: int
+        self, endpoints: Sequence[str], run_id: str, in_flight: int, lost_after_s: float, root: Path, budget_bytes: int,
+        keys: CurveKeys | None = None,
     ) -> None:
         self._folder = RunFolder(root, run_id)
         self._store = ImageStore(self._folder, budget_bytes)
-        super().__init__(endpoints, run_id, in_flight, lost_after_s)
+        super().__init__(endpoints, run_id, in_flight, lost_after_s, keys)
 
     def close(self) -> None:
         """See `link.EpisodeSender.close`."""

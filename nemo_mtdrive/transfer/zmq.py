@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nemo_mtdrive.telemetry.spans import span
 from nemo_mtdrive.transfer import wire
+from nemo_mtdrive.transfer.curve import CurveKeys, secure_server
 from nemo_mtdrive.transfer.fetch import LOOK_S, ImageFetcher
 from nemo_mtdrive.transfer.images import ImageStore
 from nemo_mtdrive.transfer.link import Received, ReceiveTimeout
@@ -33,8 +34,9 @@ _REASONS_LOGGED = 20
 class ZmqSender:
     """`link.EpisodeSender` over sockets. Arguments as `link.open_sender`."""
 
-    def __init__(self, endpoints: Sequence[str], run_id: str, in_flight: int, lost_after_s: float) -> None:
-        self._outbox = Outbox(endpoints, run_id, in_flight, lost_after_s)
+    def __init__(self, endpoints: Sequence[str], run_id: str, in_flight: int, lost_after_s: float,
+                 keys: CurveKeys | None = None) -> None:
+        self._outbox = Outbox(endpoints, run_id, in_flight, lost_after_s, keys)
 
     @property
     def wire_bytes(self) -> int:
@@ -85,9 +87,11 @@ class ZmqReceiver:
         root: where shared memory is.
         budget_bytes: what the run's images may take on this node.
         keep_frames: keep what came, for `Received.decode_again`.
+        keys: let only senders in that have these.
     """
 
-    def __init__(self, endpoint: str, run_id: str, root: Path, budget_bytes: int, keep_frames: bool) -> None:
+    def __init__(self, endpoint: str, run_id: str, root: Path, budget_bytes: int, keep_frames: bool,
+                 keys: CurveKeys | None = None) -> None:
         self.refused = 0
         self._run_id = run_id
         self._keep_frames = keep_frames
@@ -101,6 +105,7 @@ class ZmqReceiver:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 1000)  # the last acknowledgements still go out
         self._socket.setsockopt(zmq.SNDHWM, 0)  # answers are bounded by what the senders have in flight
+        secure_server(self._socket, keys)
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:

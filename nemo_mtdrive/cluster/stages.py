@@ -1,0 +1,92 @@
+"""What runs once in a cluster job, before and after its processes: plan, prepare, meet, finish."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from nemo_mtdrive.cluster import files
+from nemo_mtdrive.cluster.layout import Layout, make_layout
+from nemo_mtdrive.cluster.meeting import make_cluster_endpoints, resolve
+from nemo_mtdrive.cluster.preflight import read_addresses
+from nemo_mtdrive.config import Config, read_config
+from nemo_mtdrive.jobs import finish_run, prepare_run
+from nemo_mtdrive.launch import write_endpoints
+from nemo_mtdrive.telemetry.progress import open_progress
+from nemo_mtdrive.whole_file import write_whole
+
+BASELINES = "baselines.json"
+PLAIN_EVERY_S = 10.0
+
+
+def plan(config: Config) -> Layout:
+    """Place the job's tasks on its nodes and write the layout to the run directory.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    layout = make_layout(config, files.allocation_from(os.environ))
+    files.write_layout(layout, Path(config.run_dir))
+    return layout
+
+
+def prepare(config: Config) -> None:
+    """Scenes, splits, SFT data and baselines. Done once; a restarted job finds them again.
+
+    Raises:
+        ConfigError: see `jobs.prepare_run`.
+    """
+    run_dir = Path(config.run_dir)
+    config.resume = (run_dir / "config.yaml").exists()
+    began = time.time()
+    with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
+        run_dir, baselines = prepare_run(config, progress)
+    path = files.folder(run_dir) / BASELINES
+    if path.exists():
+        began = json.loads(path.read_text())["began"]
+    write_whole(path, json.dumps({"began": began, "rows": baselines}))
+
+
+def meet(run_dir: Path, addresses: Path | None) -> None:
+    """New endpoints for the try that begins; what the one before said of its end goes.
+
+    Args:
+        run_dir: of the run.
+        addresses: what the nodes said in the preflight; None asks the name service.
+
+    Raises:
+        ConfigError: a node has no address.
+    """
+    layout, attempt = files.read_layout(run_dir), files.current_try()
+    (run_dir / "status.json").unlink(missing_ok=True)
+    files.try_folder(run_dir, attempt)
+    found = read_addresses(addresses) if addresses is not None else resolve(layout.allocation.nodes)
+    weights = files.folder(run_dir) / "weights"
+    weights.mkdir(mode=0o700, exist_ok=True)
+    remove_old_weights(weights)
+    write_endpoints(make_cluster_endpoints(layout, found, attempt, weights), run_dir / "endpoints.json")
+
+
+def remove_old_weights(weights: Path) -> None:
+    """What tries before left in the shared folder; they have ended."""
+    from nemo_mtdrive.transfer.segments import sweep
+
+    for path in weights.glob("mtdrive-*"):
+        sweep(weights, path.name.removeprefix("mtdrive-"))
+
+
+def finish(run_dir: Path) -> bool:
+    """Tables, report and the completion marker; whether the run has done all its steps."""
+    found = json.loads((run_dir / files.FOLDER / BASELINES).read_text())
+    remove_old_weights(run_dir / files.FOLDER / "weights")
+    if not finish_run(run_dir, found["rows"], time.time() - found["began"]):
+        return False
+    checkpoints = sorted(path.parent.name for path in (run_dir / "checkpoints").glob("[!.]*/complete.json"))
+    write_whole(run_dir / files.MARKER, json.dumps({
+        "request": os.environ.get("MTDRIVE_REQUEST", ""), "job": os.environ.get("SLURM_JOB_ID", ""),
+        "attempt": files.current_try(), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "world_size": read_config(run_dir / "config.yaml").world_size, "checkpoints": checkpoints}) + "\n")
+    return True
