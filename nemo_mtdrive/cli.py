@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_mtdrive import __version__
+from nemo_mtdrive.cli_cluster import add_cluster
 from nemo_mtdrive.cli_data import add_data
 from nemo_mtdrive.cli_evaluation import add_evaluation
 from nemo_mtdrive.cli_pages import add_pages
@@ -62,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nemo-mtdrive", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_scoring, add_scenes, add_data, add_evaluation, _add_rl, add_pages, _add_plan, _add_processes):
+    for add in (add_scoring, add_scenes, add_data, add_evaluation, _add_rl, add_pages, _add_plan, _add_processes,
+                add_cluster):
         add(commands)
     return parser
 
