@@ -107,6 +107,8 @@ class ModelConfig:
     tokenizer: str = ""
     """Directory with tokenizer.json; empty takes the one in `init_from`, or the tiny one that is shipped."""
     hidden_size: int = 256
+    head_size: int = 128
+    """Of the language model, a multiple of 16; a tiny model learns more with heads of 64, of which it has twice as many."""
     layers: int = 3
     ffn_size: int = 512
     vision_hidden_size: int = 128

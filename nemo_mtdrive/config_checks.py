@@ -52,9 +52,7 @@ def check(config: Config) -> None:
                           " count for all turns that remain and would pay the last step of progress again for each")
     if config.sft.batch_size < config.parallel.data:
         raise ConfigError(f"sft.batch_size={config.sft.batch_size}: set it to parallel.data={config.parallel.data} or more")
-    if not config.model.init_from and config.model.hidden_size % (128 * config.parallel.tensor):
-        raise ConfigError(f"model.hidden_size={config.model.hidden_size}: set it to a multiple of 128 * parallel.tensor = "
-                          f"{128 * config.parallel.tensor} (heads are 128 wide)")
+    _check_heads(config)
     _check_scenes(config.scenes)
     start = config.model.init_from
     if start and not any((Path(start) / part / "config.json").is_file() for part in ("", "context/hf", "model/context/hf")):
@@ -65,6 +63,18 @@ def check(config: Config) -> None:
     _check_sft(config.sft)
     _check_sft_data(config.sft_data)
     seconds_of(config.max_time_per_run)
+
+
+def _check_heads(config: Config) -> None:
+    model = config.model
+    if model.init_from:
+        return
+    if model.head_size % 16:
+        raise ConfigError(f"model.head_size={model.head_size}: set it to a multiple of 16, as 64")
+    multiple = model.head_size * config.parallel.tensor
+    if model.hidden_size % multiple:
+        raise ConfigError(f"model.hidden_size={model.hidden_size}: set it to a multiple of model.head_size * "
+                          f"parallel.tensor = {multiple}")
 
 
 def _check_embeddings(config: Config) -> None:

@@ -20,6 +20,7 @@ def tiny_hf_config(
     im_end: int,
     layers: int = 3,
     hidden: int = 256,
+    head_size: int = 128,
     mlp: int = 512,
     vision_layers: int = 2,
     vision_hidden: int = 128,
@@ -28,12 +29,14 @@ def tiny_hf_config(
 ) -> dict[str, Any]:
     """HF's `config.json` of the tiny model, as a plain dict.
 
-    Two heads of 128 (M-RoPE sections 16 + 24 + 24 as in the real models) with their own keys and values, so that it
-    splits over two tensor-parallel ranks; embeddings untied, as in the 7B. `vocab_size` must be a multiple of 64.
+    Heads of `head_size` with their own keys and values, by default two of 128, so that it splits over two tensor-parallel
+    ranks; a quarter of a head's frequencies turns with the time and the rest with row and column, half each (of 128:
+    16 + 24 + 24, as in the real models). Embeddings are untied, as in the 7B. `vocab_size` must be a multiple of 64.
     """
     if vocab_size % 64:
         raise ValueError(f"vocab_size={vocab_size} is not a multiple of 64: pad the vocabulary")
-    heads = hidden // 128
+    heads = hidden // head_size
+    of_time, of_place = head_size // 8, 3 * head_size // 16
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
@@ -55,7 +58,7 @@ def tiny_hf_config(
         "num_hidden_layers": layers,
         "num_key_value_heads": heads,
         "rms_norm_eps": 1e-06,
-        "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [16, 24, 24]},
+        "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [of_time, of_place, of_place]},
         "rope_theta": 10000.0,
         "sliding_window": max_length,
         "use_sliding_window": False,

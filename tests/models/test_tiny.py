@@ -24,6 +24,12 @@ def test_size_and_sections() -> None:
     assert config["hidden_size"] // config["num_attention_heads"] == 2 * sum(config["rope_scaling"]["mrope_section"])
 
 
+def test_heads_of_another_size() -> None:
+    config = tiny_hf_config(vocab_size=2048, head_size=64, **IDS)
+    assert config["num_attention_heads"] == config["num_key_value_heads"] == 4
+    assert config["rope_scaling"]["mrope_section"] == [8, 12, 12]
+
+
 def test_the_seed_decides_every_bit() -> None:
     one, same, other = (random_hf_state(_config(), seed) for seed in (1, 1, 2))
     assert all(torch.equal(one[name], same[name]) for name in one)
