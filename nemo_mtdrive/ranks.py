@@ -287,8 +287,8 @@ def hf_config(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
         vocab_size=tokenizer.vocab_size, image_pad=tokenizer.image_pad, video_pad=tokenizer.video_pad,
         vision_start=tokenizer.vision_start, vision_end=tokenizer.vision_end, im_start=tokenizer.im_start,
         im_end=tokenizer.im_end, layers=model.layers, hidden=model.hidden_size, mlp=model.ffn_size,
-        head_size=model.head_size, vision_layers=model.vision_layers, vision_hidden=model.vision_hidden_size, vision_mlp=model.vision_ffn_size,
-        max_length=config.rollout.max_context)
+        head_size=model.head_size, vision_layers=model.vision_layers, vision_hidden=model.vision_hidden_size,
+        vision_mlp=model.vision_ffn_size, max_length=config.rollout.max_context)
 
 
 def _read(run_dir: Path) -> tuple[Config, Endpoints]:
