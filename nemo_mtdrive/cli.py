@@ -12,6 +12,7 @@ from nemo_mtdrive.cli_cluster import add_cluster
 from nemo_mtdrive.cli_data import add_data
 from nemo_mtdrive.cli_evaluation import add_evaluation
 from nemo_mtdrive.cli_pages import add_pages
+from nemo_mtdrive.cli_reproduce import add_reproduce
 from nemo_mtdrive.cli_scenes import add_scenes
 from nemo_mtdrive.cli_scoring import add_scoring
 from nemo_mtdrive.commands import command as _command
@@ -44,12 +45,12 @@ def _explain(error: Exception) -> int:
     from nemo_mtdrive.driving.scene import SceneError
     from nemo_mtdrive.evaluation.run_files import RunError
     from nemo_mtdrive.launch import JobFailed, JobInterrupted
-    from nemo_mtdrive.rollout.driver_pool import EngineProcessDied
+    from nemo_mtdrive.stations import ProcessDied
 
     if isinstance(error, JobInterrupted):
         print(f"nemo-mtdrive: {error}; run it again with resume=true to go on", file=sys.stderr)
         return INTERRUPTED
-    if isinstance(error, (JobFailed, EngineProcessDied)):
+    if isinstance(error, (JobFailed, ProcessDied)):
         print(f"nemo-mtdrive: {error}", file=sys.stderr)
         return FAILED
     if isinstance(error, (ConfigError, SceneError, DataError, RunError, FileNotFoundError, NotADirectoryError,
@@ -63,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nemo-mtdrive", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_scoring, add_scenes, add_data, add_evaluation, _add_rl, add_pages, _add_plan, _add_processes,
-                add_cluster):
+    for add in (add_scoring, add_scenes, add_data, add_evaluation, _add_rl, add_pages, add_reproduce, _add_plan,
+                _add_processes, add_cluster):
         add(commands)
     return parser
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 from nemo_mtdrive.config import AgentConfig, ConfigError
@@ -26,7 +26,7 @@ from nemo_mtdrive.data.sampler import log_of
 from nemo_mtdrive.data.single_turn import can_teach
 from nemo_mtdrive.dialogue.questions import METRICS, NO, YES
 from nemo_mtdrive.driving.scene import SceneError
-from nemo_mtdrive.process import die_with_parent
+from nemo_mtdrive.stations import work_at_stations
 
 MOST_IMBALANCE = 0.01
 """Of a metric's answers, by which yes and no may differ."""
@@ -105,33 +105,16 @@ def check_folder(task: CheckTask, workers: int, advance: Callable[[int], None]) 
         by_scene[line["scene_id"]].append((path.name, number, line))
     placed = [entry for entries in by_scene.values() for entry in entries]
     problems += [*_doubled(placed), *_held_out(placed, task.held_out), *_unbalanced(placed)]
-    for lines, found in _in_processes(task, list(by_scene.values()), workers):
+    scenes = list(by_scene.values())
+    for place, found in work_at_stations(partial(_open, task), _Checker.problems, scenes, workers):
         problems += found
-        advance(lines)
+        advance(len(scenes[place]))
     return count, sorted(problems)
 
 
-def _in_processes(task: CheckTask, scenes: Sequence[list[Placed]], workers: int) -> Iterator[tuple[int, list[Problem]]]:
-    if workers == 1 or len(scenes) < 2:
-        checker = _Checker(task)
-        for entries in scenes:
-            yield len(entries), checker.problems(entries)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_open, initargs=(task,)) as pool:
-        yield from zip([len(entries) for entries in scenes], pool.map(_check, scenes, chunksize=8), strict=True)
-
-
-_process: _Checker
-
-
-def _open(task: CheckTask) -> None:
-    global _process
-    die_with_parent()
-    _process = _Checker(task)
-
-
-def _check(entries: list[Placed]) -> list[Problem]:
-    return _process.problems(entries)
+@contextmanager
+def _open(task: CheckTask, _: int) -> Iterator[_Checker]:
+    yield _Checker(task)
 
 
 def _doubled(placed: Sequence[Placed]) -> Iterator[Problem]:

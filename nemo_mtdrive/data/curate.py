@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from nemo_mtdrive.driving.sources.address import Address
 from nemo_mtdrive.image_key import image_key
 from nemo_mtdrive.pdm.agent import PDMAgent
 from nemo_mtdrive.pdm.reviewers import open_reviewer
-from nemo_mtdrive.process import die_with_parent
+from nemo_mtdrive.stations import work_at_stations
 
 CHUNK = 20
 """Scenes of a chunk: few enough that a killed command loses little."""
@@ -125,7 +125,7 @@ def curate(task: CurationTask, scene_ids: Sequence[str], workers: int, advance: 
 def _make_sets(task: CurationTask, sets: dict[str, SetOfLines], scene_ids: Sequence[str], workers: int,
                advance: Callable[[int], None]) -> None:
     chunks = math.ceil(len(scene_ids) / CHUNK)
-    jobs: list[tuple[int, list[str], tuple[str, ...]]] = []
+    jobs: list[Job] = []
     for number in range(chunks):
         chunk = list(scene_ids[number * CHUNK:(number + 1) * CHUNK])
         missing = tuple(kind for kind, lines in sets.items() if not lines.done and not lines.part(number).exists())
@@ -133,7 +133,7 @@ def _make_sets(task: CurationTask, sets: dict[str, SetOfLines], scene_ids: Seque
             jobs.append((number, chunk, missing))
         else:
             advance(len(chunk))
-    for count in _run(task, jobs, workers):
+    for _, count in work_at_stations(partial(_open, task), _Station.make, jobs, workers):
         advance(count)
     for lines in sets.values():
         lines.join(chunks)
@@ -148,31 +148,13 @@ def finish(folder: Path) -> dict[str, Any]:
     return statistics
 
 
-def _run(task: CurationTask, jobs: Sequence[tuple[int, list[str], tuple[str, ...]]], workers: int) -> Iterator[int]:
-    """Make chunks; yields the number of scenes of each as it is done."""
-    if workers == 1 or len(jobs) < 2:
-        station = None
-        for job in jobs:
-            station = station or _Station(task)
-            yield station.make(*job)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_open, initargs=(task,)) as pool:
-        for future in as_completed([pool.submit(_make, *job) for job in jobs]):
-            yield future.result()
+Job = tuple[int, list[str], tuple[str, ...]]
+"""Number of a chunk, its scenes, and the kinds that are wanted of them."""
 
 
-_process: _Station
-
-
-def _open(task: CurationTask) -> None:
-    """Open scenes and agent once a process."""
-    global _process
-    die_with_parent()
-    _process = _Station(task)
-
-
-def _make(number: int, scene_ids: list[str], kinds: tuple[str, ...]) -> int:
-    return _process.make(number, scene_ids, kinds)
+@contextmanager
+def _open(task: CurationTask, _: int) -> Iterator[_Station]:
+    yield _Station(task)
 
 
 class _Station:
@@ -185,8 +167,9 @@ class _Station:
         self._scorer = self._agent if isinstance(self._agent, PDMAgent) else PDMAgent(task.perception, cache_size=1)
         self._length = ConversationLength(task.tokenizer, task.max_tokens)
 
-    def make(self, number: int, scene_ids: list[str], kinds: tuple[str, ...]) -> int:
-        """Write the chunk's part of each kind; returns its scenes."""
+    def make(self, job: Job) -> int:
+        """Write the chunk's part of each kind; returns how many scenes it has."""
+        number, scene_ids, kinds = job
         made: dict[str, list[Line]] = {kind: [] for kind in kinds}
         for scene_id in scene_ids:
             scene = self._scenes.load(scene_id)

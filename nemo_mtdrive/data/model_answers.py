@@ -56,7 +56,7 @@ def play_chunks(play: ModelPlay, chunks: Mapping[int, Sequence[str]], engines: i
 
     Raises:
         ConfigError: the model, the scenes or the agent cannot be opened.
-        EngineProcessDied: an engine's process was killed.
+        ProcessDied: an engine's process was killed.
     """
     station = Station(partial(_open_driver, play), partial(_open_environment, play), only_episodes,
                       play.config.rollout.threads)

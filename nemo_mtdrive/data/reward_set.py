@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from nemo_mtdrive.pdm.features import OBJECTS, Features, describe, join
 from nemo_mtdrive.pdm.feedback import find_violations
 from nemo_mtdrive.pdm.reward_model import HEADS
 from nemo_mtdrive.pdm.score import scores
-from nemo_mtdrive.process import die_with_parent
+from nemo_mtdrive.stations import work_at_stations
 from nemo_mtdrive.types import SCORE_NAMES, TRAJECTORY_POINTS
 
 Array = NDArray[np.float64]
@@ -89,21 +89,13 @@ def split(scene_ids: Sequence[str], held_out: float, seed: int) -> tuple[list[st
     return names[count:], names[:count]
 
 
-_process: tuple[SceneSource, PDMAgent, int]
+@contextmanager
+def _open(arguments: SceneArguments, perception: str, _: int) -> Iterator[tuple[SceneSource, PDMAgent]]:
+    yield arguments.open(), PDMAgent(perception, cache_size=1)
 
 
-def _open(arguments: SceneArguments, perception: str, seed: int) -> None:
-    """Open scenes and agent once a worker process."""
-    global _process
-    die_with_parent()
-    _process = (arguments.open(), PDMAgent(perception, cache_size=1), seed)
-
-
-def _label_scene(item: tuple[int, str]) -> RewardSet:
-    return _label_one(item, *_process)
-
-
-def _label_one(item: tuple[int, str], scenes: SceneSource, agent: PDMAgent, seed: int) -> RewardSet:
+def _label_scene(seed: int, opened: tuple[SceneSource, PDMAgent], item: tuple[int, str]) -> RewardSet:
+    scenes, agent = opened
     place, scene_id = item
     scene = scenes.load(scene_id)
     return label(scene, sample_plans(scene, seed + place), agent)
@@ -116,16 +108,9 @@ def build(arguments: SceneArguments, scene_ids: Sequence[str], perception: str, 
     Raises:
         SceneError: a scene cannot be read.
     """
-    parts: list[RewardSet] = []
-    if workers == 1:
-        scenes, agent = arguments.open(), PDMAgent(perception, cache_size=1)
-        for item in enumerate(scene_ids):
-            parts.append(_label_one(item, scenes, agent, seed))
-            advance(1)
-        return concatenate(parts)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_open,
-                             initargs=(arguments, perception, seed)) as pool:
-        for part in pool.map(_label_scene, enumerate(scene_ids)):
-            parts.append(part)
-            advance(1)
-    return concatenate(parts)
+    parts: dict[int, RewardSet] = {}
+    for place, part in work_at_stations(partial(_open, arguments, perception), partial(_label_scene, seed),
+                                        list(enumerate(scene_ids)), workers):
+        parts[place] = part
+        advance(1)
+    return concatenate([parts[place] for place in range(len(parts))])

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from nemo_mtdrive.driving.sources.files import MANIFEST, remember
 from nemo_mtdrive.driving.sources.pictures import encode_picture, write_bytes
 from nemo_mtdrive.driving.sources.shards import SHARDS, Packed, pack_scene, read_shard, shard_file, write_index, write_shard
 from nemo_mtdrive.driving.sources.skipped import read_skipped, write_skipped
-from nemo_mtdrive.process import die_with_parent
+from nemo_mtdrive.stations import work_at_stations
 
 LAYOUTS = ("json", "shards")
 CHUNK = 16
@@ -79,16 +78,17 @@ def write_scenes(address: Address, out: Path, layout: Layout, workers: int, adva
     chunks = [_Chunk(k, tuple(ids[k * size : (k + 1) * size])) for k in range(-(-len(ids) // size))]
     missing = [left for chunk in chunks if (left := _left(out, layout, chunk, skipped)).ids]
     advance(len(ids) - sum(len(chunk.ids) for chunk in missing))
-    with _processes(workers, address, out, layout, source) as work:
-        for chunk, problems in work(missing):
-            for problem in problems.values():
-                log.warning("scene skipped: %s", problem)
-            skipped |= problems
-            if layout.kind == "json":
-                remember(out, [f"{name}.json" for name in chunk.ids if name not in problems])
-            if problems:
-                write_skipped(out, skipped)
-            advance(len(chunk.ids))
+    opened = (lambda _: nullcontext(source)) if workers == 1 else partial(_open, address, layout)
+    for place, problems in work_at_stations(opened, partial(_write_chunk, out, layout), missing, workers):
+        for problem in problems.values():
+            log.warning("scene skipped: %s", problem)
+        skipped |= problems
+        written = missing[place].ids
+        if layout.kind == "json":
+            remember(out, [f"{name}.json" for name in written if name not in problems])
+        if problems:
+            write_skipped(out, skipped)
+        advance(len(written))
     write_skipped(out, skipped)
     if layout.kind == "shards":
         write_index(out)
@@ -123,42 +123,13 @@ def _left(out: Path, layout: Layout, chunk: _Chunk, skipped: dict[str, str]) -> 
 
 
 @contextmanager
-def _processes(workers: int, address: Address, out: Path, layout: Layout, source: SceneSource,
-               ) -> Iterator[Callable[[Sequence[_Chunk]], Iterator[tuple[_Chunk, dict[str, str]]]]]:
-    """A function that writes chunks, in this process or in a pool, and yields each with its problems when it is done."""
-    if workers == 1:
-        yield lambda chunks: ((chunk, _write_chunk(chunk, source, out, layout)) for chunk in chunks)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_open, initargs=(address, out, layout))
-
-    def work(chunks: Sequence[_Chunk]) -> Iterator[tuple[_Chunk, dict[str, str]]]:
-        tasks = {pool.submit(_write_in_process, chunk): chunk for chunk in chunks}
-        for task in as_completed(tasks):
-            yield tasks[task], task.result()
-
-    try:
-        yield work
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_process: tuple[SceneSource, Path, Layout]
-
-
-def _open(address: Address, out: Path, layout: Layout) -> None:
-    """Open the source once a process."""
-    global _process
-    die_with_parent()
+def _open(address: Address, layout: Layout, _: int) -> Iterator[SceneSource]:
+    """The source in a process of its own, which draws on one thread."""
     cv2.setNumThreads(1)
-    _process = (open_scenes(address, layout.width, layout.height), out, layout)
+    yield open_scenes(address, layout.width, layout.height)
 
 
-def _write_in_process(chunk: _Chunk) -> dict[str, str]:
-    source, out, layout = _process
-    return _write_chunk(chunk, source, out, layout)
-
-
-def _write_chunk(chunk: _Chunk, source: SceneSource, out: Path, layout: Layout) -> dict[str, str]:
+def _write_chunk(out: Path, layout: Layout, source: SceneSource, chunk: _Chunk) -> dict[str, str]:
     """Write a chunk; returns what was left out of it."""
     problems: dict[str, str] = {}
     rows: list[Packed] = []

@@ -71,7 +71,7 @@ def evaluate(asked: Evaluation, progress: Progress) -> dict[str, Any]:
 
     Raises:
         ConfigError: a row of the folder was made with other settings, or a model or agent that cannot be opened.
-        EngineProcessDied: see `rollout.driver_pool`.
+        ProcessDied: see `stations`.
     """
     started = time.monotonic()
     names = [row.name for row in asked.models] + list(asked.drivers)

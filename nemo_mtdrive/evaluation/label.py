@@ -57,7 +57,7 @@ def label(asked: Labelling, progress: Progress) -> dict[str, Any]:
 
     Raises:
         ConfigError: the folder holds labels of other settings, or a model that cannot be opened.
-        EngineProcessDied: see `rollout.driver_pool`.
+        ProcessDied: see `stations`.
     """
     played, human = RowFiles(asked.out, "label"), RowFiles(asked.out, "human")
     settings = row_settings(asked.play, asked.scenes)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +22,9 @@ from nemo_mtdrive.evaluation.shuffled import OtherPictures
 from nemo_mtdrive.pdm.agent import PDMAgent
 from nemo_mtdrive.pdm.review import Reviewer
 from nemo_mtdrive.pdm.reviewers import open_reviewer
-from nemo_mtdrive.process import die_with_parent
-from nemo_mtdrive.rollout.driver_pool import EngineProcessDied, Station, play_batches
+from nemo_mtdrive.rollout.driver_pool import Station, play_batches
 from nemo_mtdrive.rollout.model_driver import ModelDriver
+from nemo_mtdrive.stations import work_at_stations
 from nemo_mtdrive.types import Episode, RolloutTask
 
 Played = tuple[list[Episode], dict[str, SceneFacts]]
@@ -88,7 +86,7 @@ def play_model(play: ModelPlay, batches: Mapping[int, Batch], engines: int) -> I
 
     Raises:
         ConfigError: the model, the scenes or the agent cannot be opened.
-        EngineProcessDied: an engine's process was killed.
+        ProcessDied: an engine's process was killed.
     """
     station = Station(partial(_open_driver, play), partial(_open_environment, play), _with_facts,
                       play.config.rollout.threads)
@@ -144,40 +142,22 @@ def play_drivers(scenes: SceneArguments, batches: Mapping[int, tuple[Batch, Sequ
         driver has no plan has no episode, one that cannot be loaded has an invalid one.
 
     Raises:
-        EngineProcessDied: a process was killed.
+        ProcessDied: a process was killed.
     """
-    if processes == 1 or len(batches) == 1:
-        source, agent = scenes.open(), PDMAgent("oracle", 1)
-        for number, (batch, names) in batches.items():
-            yield number, _drive_batch(source, agent, batch, names)
-        return
-    with ProcessPoolExecutor(min(processes, len(batches)), get_context("spawn"), _open, (scenes,)) as pool:
-        futures = {pool.submit(_drive_here, list(batch), list(names)): number for number, (batch, names) in batches.items()}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise EngineProcessDied("a scoring process was killed; where memory ran out, use fewer with --engines; what is "
-                                    "done is kept, run it again to go on") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    numbers = list(batches)
+    for place, played in work_at_stations(partial(_open_scenes, scenes), _drive_batch,
+                                          [batches[number] for number in numbers], processes):
+        yield numbers[place], played
 
 
-_process: tuple[SceneSource, PDMAgent]
+@contextmanager
+def _open_scenes(scenes: SceneArguments, _: int) -> Iterator[tuple[SceneSource, PDMAgent]]:
+    yield scenes.open(), PDMAgent("oracle", 1)
 
 
-def _open(scenes: SceneArguments) -> None:
-    """Open the scenes once a process."""
-    global _process
-    die_with_parent()
-    _process = (scenes.open(), PDMAgent("oracle", 1))
-
-
-def _drive_here(batch: Batch, names: Sequence[str]) -> DriversPlayed:
-    return _drive_batch(*_process, batch, names)
-
-
-def _drive_batch(source: SceneSource, agent: PDMAgent, batch: Batch, names: Sequence[str]) -> DriversPlayed:
+def _drive_batch(opened: tuple[SceneSource, PDMAgent], wanted: tuple[Batch, Sequence[str]]) -> DriversPlayed:
+    source, agent = opened
+    batch, names = wanted
     known = drivers_with(agent)
     drivers: dict[str, Driver] = {name: known[name] for name in names}
     episodes: dict[str, list[Episode]] = {name: [] for name in names}

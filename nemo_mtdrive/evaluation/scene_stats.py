@@ -4,11 +4,11 @@ recorded driver (human or expert) and of constant velocity."""
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from io import StringIO
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from nemo_mtdrive.driving.scene import SceneError
 from nemo_mtdrive.driving.sources import SceneSource, open_scenes
 from nemo_mtdrive.driving.trajectory import constant_velocity
 from nemo_mtdrive.pdm.agent import PDMAgent
-from nemo_mtdrive.process import die_with_parent
+from nemo_mtdrive.stations import work_at_stations
 from nemo_mtdrive.telemetry.progress import Progress
 
 METRICS = ("PDMS", "NC", "DAC", "TTC", "EP", "C")
@@ -64,19 +64,10 @@ def count_scenes(address: str, scored: bool, workers: int, progress: Progress) -
     rows: list[SceneRow] = []
     with progress.phase("scenes", total=len(ids), unit="scenes") as bar:
         chunks = [ids[k : k + CHUNK] for k in range(0, len(ids), CHUNK)]
-        if workers == 1 or len(chunks) == 1:
-            agent = PDMAgent("oracle", 1)
-            for chunk in chunks:
-                rows += _rows(source, agent, chunk, scored, skipped)
-                bar.advance(len(chunk))
-            return summarise(rows, skipped)
-        with ProcessPoolExecutor(min(workers, len(chunks)), get_context("spawn"), _open, (address,)) as pool:
-            tasks = {pool.submit(_chunk, chunk, scored): len(chunk) for chunk in chunks}
-            for task in as_completed(tasks):
-                found, problems = task.result()
-                rows += found
-                skipped |= problems
-                bar.advance(tasks[task])
+        for place, (found, problems) in work_at_stations(partial(_open, address), partial(_rows, scored), chunks, workers):
+            rows += found
+            skipped |= problems
+            bar.advance(len(chunks[place]))
     return summarise(rows, skipped)
 
 
@@ -85,23 +76,16 @@ def _size(address: str) -> tuple[int, int]:
     return (0, 0) if address.startswith("files://") else _PICTURE
 
 
-_process: tuple[SceneSource, PDMAgent]
+@contextmanager
+def _open(address: str, _: int) -> Iterator[tuple[SceneSource, PDMAgent]]:
+    yield open_scenes(address, *_size(address)), PDMAgent("oracle", 1)
 
 
-def _open(address: str) -> None:
-    global _process
-    die_with_parent()
-    _process = (open_scenes(address, *_size(address)), PDMAgent("oracle", 1))
-
-
-def _chunk(ids: Sequence[str], scored: bool) -> tuple[list[SceneRow], dict[str, str]]:
+def _rows(scored: bool, opened: tuple[SceneSource, PDMAgent], ids: Sequence[str]) -> tuple[list[SceneRow], dict[str, str]]:
+    """Rows of scenes, and those that cannot be loaded -> why."""
+    source, agent = opened
+    rows: list[SceneRow] = []
     problems: dict[str, str] = {}
-    return _rows(*_process, ids, scored, problems), problems
-
-
-def _rows(source: SceneSource, agent: PDMAgent, ids: Sequence[str], scored: bool,
-          problems: dict[str, str]) -> list[SceneRow]:
-    rows = []
     for name in ids:
         try:
             scene = source.load(name)
@@ -117,7 +101,7 @@ def _rows(source: SceneSource, agent: PDMAgent, ids: Sequence[str], scored: bool
             scores = {driver: review.scores for driver, review in zip(driven, reviews, strict=True)}
         rows.append(SceneRow(scene.kind, scene.command or "none", float(scene.ego.velocity[0]),
                              Counter(track.type for track in scene.tracks), scores))
-    return rows
+    return rows, problems
 
 
 def summarise(rows: Sequence[SceneRow], skipped: Mapping[str, str]) -> dict[str, Any]:

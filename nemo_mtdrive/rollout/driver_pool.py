@@ -7,28 +7,17 @@ took the batch, or on whether an earlier run has done the others already.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.util import Finalize
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from functools import partial
+from typing import Generic, TypeVar
 
 from nemo_mtdrive.environment.env import Environment
-from nemo_mtdrive.process import die_with_parent
 from nemo_mtdrive.rollout.model_driver import ModelDriver
+from nemo_mtdrive.stations import work_at_stations
 from nemo_mtdrive.types import Episode, RolloutTask
 
-if TYPE_CHECKING:
-    from multiprocessing.sharedctypes import Synchronized
-
-
 T = TypeVar("T")
-
-
-class EngineProcessDied(RuntimeError):
-    """An engine's process ended without a word, as when the machine has no memory left for it."""
 
 
 @dataclass(frozen=True)
@@ -58,61 +47,27 @@ def play_batches(station: Station[T], batches: Mapping[int, Sequence[RolloutTask
         processes: engines; with one, it runs in this process.
 
     Raises:
-        EngineProcessDied: one was killed. Whatever else an engine or a reviewer raises.
+        ProcessDied: one was killed. Whatever else an engine or a reviewer raises.
     """
-    if processes == 1 or len(batches) == 1:
-        with _threads(station.threads):
-            driver = station.open_driver(_device(0))
-            try:
-                environment = station.open_environment(driver)
-                for number, tasks in batches.items():
-                    yield number, station.collect(environment, _play(driver, environment, tasks))
-            finally:
-                driver.close()
-        return
-    context = get_context("spawn")
-    counter = context.Value("i", 0)
-    with ProcessPoolExecutor(min(processes, len(batches)), context, _open, (station, counter)) as pool:
-        futures: dict[Future[T], int] = {
-            pool.submit(_play_here, list(tasks)): number for number, tasks in batches.items()}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise EngineProcessDied("an engine's process was killed; where memory ran out, use fewer engines or smaller "
-                                    "batches; what is done is kept, run it again to go on") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    numbers = list(batches)
+    for place, played in work_at_stations(partial(_open, station), partial(_play, station),
+                                          [batches[number] for number in numbers], processes):
+        yield numbers[place], played
 
 
-def _play(driver: ModelDriver, environment: Environment, tasks: Sequence[RolloutTask]) -> list[Episode]:
+@contextmanager
+def _open(station: Station[T], index: int) -> Iterator[tuple[ModelDriver, Environment]]:
+    """Driver and environment of a process."""
+    with _threads(station.threads), closing(station.open_driver(_device(index))) as driver:
+        yield driver, station.open_environment(driver)
+
+
+def _play(station: Station[T], opened: tuple[ModelDriver, Environment], tasks: Sequence[RolloutTask]) -> T:
+    driver, environment = opened
     episodes: list[Episode] = []
     driver.play(tasks, environment, lambda episode, images: episodes.append(episode))
     place = {task.episode_id(index): (at, index) for at, task in enumerate(tasks) for index in range(task.group_size)}
-    return sorted(episodes, key=lambda episode: place[episode.episode_id])
-
-
-_process: tuple[Station[Any], ModelDriver, Environment]
-
-
-def _open(station: Station[Any], counter: Synchronized[int]) -> None:
-    """Open driver and environment once a process."""
-    global _process
-    import torch
-
-    die_with_parent()
-    with counter.get_lock():
-        index = counter.value
-        counter.value += 1
-    torch.set_num_threads(station.threads)
-    driver = station.open_driver(_device(index))
-    Finalize(None, driver.close, exitpriority=1)
-    _process = (station, driver, station.open_environment(driver))
-
-
-def _play_here(tasks: Sequence[RolloutTask]) -> Any:
-    station, driver, environment = _process
-    return station.collect(environment, _play(driver, environment, tasks))
+    return station.collect(environment, sorted(episodes, key=lambda episode: place[episode.episode_id]))
 
 
 def _device(index: int) -> str:

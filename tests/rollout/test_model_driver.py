@@ -17,8 +17,9 @@ from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
 from nemo_mtdrive.models.convert import hf_to_nemo
 from nemo_mtdrive.models.hf_weights import hf_weights
 from nemo_mtdrive.models.tiny import random_hf_state, tiny_hf_config
-from nemo_mtdrive.rollout.driver_pool import EngineProcessDied, Station, only_episodes, play_batches
+from nemo_mtdrive.rollout.driver_pool import Station, only_episodes, play_batches
 from nemo_mtdrive.rollout.model_driver import ModelDriver, shared_start
+from nemo_mtdrive.stations import ProcessDied
 from nemo_mtdrive.types import Episode, RolloutTask
 
 from .driver_stations import die, environment, open_driver
@@ -120,7 +121,7 @@ def test_batches_over_engines_give_what_one_engine_gives(hf_dir: Path) -> None:
 
 def test_a_killed_engine_process_is_named() -> None:
     station = Station(die, environment, only_episodes, threads=1)
-    with pytest.raises(EngineProcessDied, match="run it again to go on"):
+    with pytest.raises(ProcessDied, match="run it again to go on"):
         list(play_batches(station, {0: tasks("a"), 1: tasks("b")}, 2))
 
 
