@@ -1,0 +1,141 @@
+"""What `nemo-mtdrive reproduce` does with what it is asked for."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from nemo_mtdrive.config import ConfigError
+from nemo_mtdrive.process import available_cpus
+from nemo_mtdrive.reproduce.checks import check
+from nemo_mtdrive.reproduce.graph import MODEL_DIRECTORY, WHATS, graph_for
+from nemo_mtdrive.reproduce.hacks import hacks
+from nemo_mtdrive.reproduce.marks import done, drop, expected_s, locked, read_mark, stale
+from nemo_mtdrive.reproduce.page import CHECK_FILE, gates_markdown, write_page
+from nemo_mtdrive.reproduce.recipe import Recipe
+from nemo_mtdrive.reproduce.results import RESULTS, write_result
+from nemo_mtdrive.reproduce.runner import Runner
+from nemo_mtdrive.reproduce.stages import Graph, hashes, places, spelled
+from nemo_mtdrive.reproduce.tables import TABLES
+from nemo_mtdrive.telemetry.progress import format_seconds, open_progress
+from nemo_mtdrive.whole_file import write_whole
+
+DONE, FAILED = 0, 1
+PLAIN_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command's options."""
+
+    what: str
+    out: Path
+    recipe: Recipe
+    seeds: Sequence[int]
+    jobs: int
+    """Stages at the same time; 0: one a CPU."""
+    again: bool
+    commands: bool
+    page: Path
+
+
+def reproduce(asked: Request) -> int:
+    """Do it; returns the exit code.
+
+    Raises:
+        ConfigError: the folder holds stages of other values, or another process works in it.
+        JobFailed: a stage failed.
+    """
+    if asked.what == "list":
+        graph = graph_for(asked.recipe, asked.seeds, WHATS)
+        print("\n".join(listing(asked.out, graph, hashes(graph), asked.commands)))
+        return DONE
+    if asked.what == "check":
+        return _check(asked)
+    if asked.what == "hacks":
+        return _print(hacks(asked.out, asked.recipe, asked.seeds))
+    if asked.what == "page":
+        return _page(asked)
+    whats = WHATS if asked.what == "all" else (asked.what,)
+    _make(asked, whats)
+    _print([file for what in whats for file in _tables(asked, what)])
+    if asked.what != "all":
+        return DONE
+    _print(hacks(asked.out, asked.recipe, asked.seeds))
+    checked = _check(asked)
+    return _page(asked) or checked
+
+
+def _tables(asked: Request, what: str) -> list[Path]:
+    """Read a table from its stages and write it."""
+    if what == "model":
+        return [places(asked.out, [MODEL_DIRECTORY])[MODEL_DIRECTORY]]
+    made = [TABLES[name](asked.out, asked.recipe, asked.seeds) for name in ("table1", "pictures")] if what == "table1" else [
+        TABLES[what](asked.out, asked.recipe, asked.seeds)]
+    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160)
+    for result in made:
+        console.print(result.grid().terminal())
+    return [file for result in made for file in write_result(asked.out, result)]
+
+
+def _print(files: Sequence[Path]) -> int:
+    for file in files:
+        print(file)
+    return DONE
+
+
+def _check(asked: Request) -> int:
+    """Print each gate and keep them for the page; 1 where one is not passed."""
+    gates = check(asked.out, asked.recipe, asked.seeds)
+    for gate in gates:
+        print(f"{'pass' if gate.passed else 'FAIL'}  {gate.name}: wanted {gate.wanted}, found {gate.found}")
+    (asked.out / RESULTS).mkdir(parents=True, exist_ok=True)
+    write_whole(asked.out / RESULTS / CHECK_FILE, gates_markdown(gates))
+    failed = sum(not gate.passed for gate in gates)
+    print(f"{len(gates) - failed} of {len(gates)} passed")
+    return FAILED if failed else DONE
+
+
+def _page(asked: Request) -> int:
+    """Write the page; a block without a result says so."""
+    for name in write_page(asked.out, asked.page):
+        print(f"nemo-mtdrive: {asked.page}: {name} is not measured yet", file=sys.stderr)
+    return _print([asked.page])
+
+
+def _make(asked: Request, whats: Sequence[str]) -> None:
+    """Every stage that the tables stand on."""
+    graph = graph_for(asked.recipe, asked.seeds, whats)
+    made_of = hashes(graph)
+    with locked(asked.out), open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
+        if others := stale(asked.out, graph, made_of):
+            if not asked.again:
+                raise ConfigError(f"--out {asked.out}: {', '.join(others)} made of other values (recipe, config, --scale, "
+                                  "--held-out, --seeds); set them as they were, another --out, or --again to make them anew")
+            drop(asked.out, others)
+        jobs = asked.jobs or available_cpus()
+        left = set(graph) - done(asked.out, graph, made_of)
+        cpu = sum(seconds for name, seconds in expected_s(asked.out, graph).items() if name in left)
+        progress.note(f"reproduce {asked.what}: {len(left)} of {len(graph)} stages to make, about {format_seconds(cpu)} of "
+                      f"CPU, {format_seconds(cpu / jobs)} or more with {jobs} at the same time")
+        Runner(asked.out, graph, made_of, jobs, progress).run()
+
+
+def listing(root: Path, graph: Graph, made_of: dict[str, str], with_commands: bool) -> list[str]:
+    """A line a stage: how far it is, its CPU minutes, its name; the sum at the end."""
+    expected, finished = expected_s(root, graph), done(root, graph, made_of)
+    lines = [f"{'state':<9} {'CPU min':>8}  {'':<9} stage"]
+    for name, stage in graph.items():
+        mark = read_mark(root, name)
+        state = "done" if name in finished else "absent" if mark is None else (
+            "begun" if mark.made_of == made_of[name] else "stale")
+        lines.append(f"{state:<9} {expected[name] / 60:8.1f}  {'measured' if name in finished else 'expected':<9} {name}")
+        if with_commands:
+            lines += [f"    {shlex.join(command)}" for command in spelled(stage, root)]
+    whole, left = sum(expected.values()), sum(seconds for name, seconds in expected.items() if name not in finished)
+    return [*lines, f"{len(graph)} stages, {whole / 3600:.1f} CPU hours, {left / 3600:.1f} of them left"]

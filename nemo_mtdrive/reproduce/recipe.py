@@ -1,0 +1,225 @@
+"""What is reproduced, in numbers: conf/reproduce/recipe.yaml, typed and checked, at any scale."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from nemo_mtdrive.config import CONF_DIR, ConfigError
+
+RECIPES = CONF_DIR / "reproduce"
+DATA = ("single", "two_turn", "multi_turn")
+"""Sets of SFT data: single-turn and understanding; with 2-turn conversations too; with conversations of up to 6 turns."""
+LEAST_SCENES = 4
+SINGLE, BOOTSTRAP, MODEL = "single", "one_stage", "multi"
+"""Rows of `sft` that others build on: whose answers make the 2-turn and 3-turn data, and which RL starts from."""
+MODEL_RL = "cross_turn"
+"""The estimator of the model that is shipped: the paper's (Table 3, ID 3)."""
+
+
+@dataclass
+class Scenes:
+    """Generated scenes: training ones of the seeds of split `train`, the others of split `held_out`."""
+
+    train: int = 6000
+    """Training scenes, those for validation inside runs included."""
+    validation: int = 100
+    """Of them, never learned from: what curves over steps are drawn with."""
+    held_out: int = 1000
+    """What every table is measured on."""
+    difficulty: float = 0.5
+    kinds: dict[str, float] = field(default_factory=dict)
+    """Mixture of the training scenes, name -> weight; held-out scenes have the generator's own."""
+    width: int = 224
+    height: int = 112
+
+
+@dataclass
+class Data:
+    """SFT data (Section 3.2, Appendix B)."""
+
+    mock_share: float = 0.5
+    max_turns: int = 6
+    pairs: int = 1
+    samples: int = 2
+    """Episodes of a scene in the round that makes 3-turn data."""
+
+
+@dataclass
+class Base:
+    """A model that every SFT starts from, as the paper's start from a pretrained one; without steps there is none."""
+
+    steps: int = 0
+    kinds: dict[str, float] = field(default_factory=lambda: {"single_turn": 1.0, "understanding": 1.0})
+    set: list[str] = field(default_factory=list)
+    """Further KEY=VALUE of the training."""
+
+
+@dataclass
+class Stage:
+    """A stage of SFT, as `config.SFTStage` with steps alone."""
+
+    steps: int = 0
+    kinds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class SFT:
+    """A row of Table 2."""
+
+    label: str = ""
+    data: str = "single"
+    """One of `DATA`."""
+    turns: int = 1
+    """Most turns that it is evaluated with."""
+    stages: list[Stage] = field(default_factory=list)
+    set: list[str] = field(default_factory=list)
+    """Further KEY=VALUE of the training."""
+
+
+@dataclass
+class RL:
+    """The rows of Table 3."""
+
+    steps: int = 60
+    estimators: list[str] = field(default_factory=lambda: ["sequence", "per_turn", "cross_turn", "unbiased"])
+    rl_set: bool = True
+    """Train on the scenes that `curate rl-set` takes (Section 3.2); else on all training scenes."""
+    turns: int = 6
+    """Most turns in training and in the tables."""
+    sweep: int = 8
+    """Most turns that the turn sweep tries."""
+    set: list[str] = field(default_factory=list)
+    """Further KEY=VALUE of the training."""
+
+
+@dataclass
+class Mock:
+    """The share of scenes with a mock conversation (the paper's open question 2)."""
+
+    shares: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0])
+
+
+@dataclass
+class Size:
+    """RL on few, some and many scenes (Appendix C: 7k, 13k, 26k), the same number of steps each."""
+
+    parts: list[int] = field(default_factory=lambda: [7, 13, 26])
+    epochs: float = 6.0
+    """Of the 13 parts: the paper's 300 steps of 256 are about 6 over 13,000 scenes."""
+    steps: int = 60
+    validate_every: int = 10
+
+
+@dataclass
+class Pictures:
+    """The image shuffle."""
+
+    seed: int = 3
+    kinds: list[str] = field(default_factory=list)
+    """Kinds of scenes of which the question's words tell nothing: what to do is in the picture alone."""
+
+
+@dataclass
+class Costs:
+    """CPU seconds of one core, from which the budget is reckoned before anything was measured here."""
+
+    start: float = 30.0
+    """Of a run's processes, and of its validation."""
+    scene: float = 0.12
+    single_turn: float = 0.021
+    multi_turn: float = 0.034
+    understanding: float = 0.051
+    sample: float = 0.03
+    """Of SFT."""
+    rl_episode: float = 0.35
+    """Played and learned from."""
+    answer: float = 0.04
+    """Of one turn of an evaluation, scored."""
+
+
+@dataclass
+class Recipe:
+    """All of it."""
+
+    config: str = "tiny"
+    """conf/reproduce/NAME.yaml, what trainings have in common."""
+    scenes: Scenes = field(default_factory=Scenes)
+    data: Data = field(default_factory=Data)
+    base: Base = field(default_factory=Base)
+    sft: dict[str, SFT] = field(default_factory=dict)
+    """Row -> how; `single`, `one_stage` and `multi` are there."""
+    rl: RL = field(default_factory=RL)
+    mock: Mock = field(default_factory=Mock)
+    size: Size = field(default_factory=Size)
+    pictures: Pictures = field(default_factory=Pictures)
+    costs: Costs = field(default_factory=Costs)
+
+    @property
+    def training_scenes(self) -> int:
+        """Scenes that are learned from."""
+        return self.scenes.train - self.scenes.validation
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        ConfigError: no such file, an unknown key, or a value that cannot be meant; one line.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))
+        assert isinstance(merged, DictConfig)
+        recipe = OmegaConf.to_object(merged)
+    except FileNotFoundError as error:
+        raise ConfigError(f"--recipe {path}: no such file") from error
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"--recipe {path}: {'; '.join(str(error).splitlines()[:2])}") from error
+    assert isinstance(recipe, Recipe)
+    check_recipe(recipe, path)
+    return recipe
+
+
+def check_recipe(recipe: Recipe, path: Path) -> None:
+    """Refuse what cannot be made (ConfigError)."""
+    for name in (SINGLE, BOOTSTRAP, MODEL):
+        if name not in recipe.sft:
+            raise ConfigError(f"--recipe {path}: sft has no row {name}; set it, other stages build on it")
+    for name, row in recipe.sft.items():
+        if row.data not in DATA:
+            raise ConfigError(f"--recipe {path}: sft.{name}.data={row.data}: set it to one of {', '.join(DATA)}")
+        if not row.stages or any(stage.steps < 1 for stage in row.stages):
+            raise ConfigError(f"--recipe {path}: sft.{name}.stages: set one or more, each with steps of 1 or more")
+    if recipe.sft[SINGLE].data != "single" or recipe.sft[BOOTSTRAP].data == "multi_turn":
+        raise ConfigError(f"--recipe {path}: sft.single must learn from single, sft.one_stage from single or two_turn: "
+                          "the data of more turns is made with them")
+    if recipe.base.kinds.get("multi_turn"):
+        raise ConfigError(f"--recipe {path}: base.kinds: multi_turn: leave it out; that data is made with what base becomes")
+    if MODEL_RL not in recipe.rl.estimators:
+        raise ConfigError(f"--recipe {path}: rl.estimators: set {MODEL_RL} among them, it is the model's")
+    if not 0 < recipe.scenes.validation < recipe.scenes.train:
+        raise ConfigError(f"--recipe {path}: scenes.validation={recipe.scenes.validation}: set it from 1 to less than "
+                          f"scenes.train={recipe.scenes.train}")
+
+
+def scaled(recipe: Recipe, scale: float, held_out: int | None) -> Recipe:
+    """The same with fewer or more scenes and steps, in proportion; `held_out` sets the held-out scenes themselves."""
+    def times(count: int, least: int = 1) -> int:
+        return max(least, math.ceil(count * scale)) if count else 0
+
+    scenes = recipe.scenes
+    validation = times(scenes.validation, 2)
+    return replace(
+        recipe,
+        scenes=replace(scenes, validation=validation, held_out=held_out or times(scenes.held_out, LEAST_SCENES),
+                       train=max(times(scenes.train), validation + LEAST_SCENES)),
+        base=replace(recipe.base, steps=times(recipe.base.steps)),
+        sft={name: replace(row, stages=[replace(stage, steps=times(stage.steps)) for stage in row.stages])
+             for name, row in recipe.sft.items()},
+        rl=replace(recipe.rl, steps=times(recipe.rl.steps)),
+        size=replace(recipe.size, steps=times(recipe.size.steps), validate_every=times(recipe.size.validate_every)))
