@@ -40,8 +40,8 @@ MAY_IMPORT = {
     "cluster": BASE | {"launch", "jobs", "supervision", "telemetry", "transfer"},
 }
 """Package (or base module) -> what it may import besides itself. What is not here ties everything together."""
-TIES = {"cli", "cli_cluster", "cli_data", "cli_evaluation", "cli_scenes", "cli_scoring", "cli_pages", "cli_reproduce", "reproduce", "jobs", "ranks",
-        "launch"}
+TIES = {"cli", "cli_cluster", "cli_data", "cli_evaluation", "cli_scenes", "cli_scoring", "cli_pages", "cli_reproduce",
+        "reproduce", "jobs", "ranks", "launch"}
 
 HEAVY = {"torch", "megatron", "nemo", "nemo_aligner", "lightning", "transformers"}
 WITHOUT_HEAVY = {"driving", "pdm", "dialogue", "environment"}
