@@ -1,4 +1,4 @@
-"""A private Slurm to try things on: `python -m tests.slurm [COMMAND...]` runs a command (default: a shell) on its login node.
+"""A private Slurm to try things on: `python -m tests.slurm [COMMAND...]` runs a command (default: a shell) there.
 
     python -m tests.slurm sinfo
     python -m tests.slurm bash -c 'sbatch --wait --wrap hostname; cat slurm-*.out'

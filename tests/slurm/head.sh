@@ -3,7 +3,7 @@
 # host name, IPC). It stays inside them: when this process ends, the kernel ends all others and takes mounts, network,
 # key and files with it. It ends when its standard input does, so when whoever started it is gone, however that went.
 #
-# Commands on standard input, each answered by one line: `start N`, `kill N` (power loss: the cable first), `restart`.
+# Commands on standard input, each answered by one line: `start N`, `kill N` (power loss: the cable first).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 PATH=$PATH:/usr/sbin:/sbin
@@ -43,8 +43,6 @@ start_munged() {
   wait_for 30 test -S /run/munge/munge.socket.2
 }
 
-start_controller() { slurmctld -D < /dev/null &> /run/slurm/log/slurmctld.out & controller=$!; }
-
 start_node() { # its first process is node.sh; what stands in nodes/N is that process's id here
   local node=$1 outside
   ip link set "cable$node" up
@@ -67,12 +65,6 @@ kill_node() {
   wait "${started[$1]}" || true
 }
 
-restart_controller() {
-  kill -KILL "$controller"
-  wait "$controller" || true
-  start_controller
-}
-
 wait_for() { # SECONDS COMMAND...
   local end=$((SECONDS + $1))
   shift
@@ -87,7 +79,7 @@ all_idle() { [[ $(sinfo -h -N -p batch -t idle -o %N 2> /dev/null | wc -l) -eq $
 isolate
 connect
 start_munged
-start_controller
+slurmctld -D < /dev/null &> /run/slurm/log/slurmctld.out &
 for node in "${nodes[@]}"; do start_node "$node"; done
 wait_for 120 all_idle
 echo "ready $$"
@@ -95,7 +87,6 @@ while read -r verb argument; do
   case $verb in
     start) start_node "$argument" ;;
     kill) kill_node "$argument" ;;
-    restart) restart_controller ;;
     *) echo "unknown: $verb"; continue ;;
   esac
   echo "done"

@@ -16,12 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from nemo_mtdrive.process import die_with_parent
+
 HERE = Path(__file__).resolve().parent
 NODES = (1, 2, 3, 4)
 LONGEST_S = 600.0
 """What any condition is waited for, on a machine that is ten times slower."""
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter")
 _NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
+_APART = ("unshare", *_NAMESPACES, "--fork", "--kill-child", "--mount-proc")
 _SBIN = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
 Found = TypeVar("Found")
@@ -38,7 +41,7 @@ def why_not() -> str:
         return f"not installed: {', '.join(missing)} (requirements/install_debian.sh installs Slurm)"
     if os.geteuid() != 0:
         return "only root may make the namespaces of virtual nodes"
-    made = subprocess.run(["unshare", *_NAMESPACES, "--fork", "--mount-proc", "true"], capture_output=True, text=True, check=False)
+    made = subprocess.run([*_APART, "true"], capture_output=True, text=True, check=False)
     return f"no namespaces here: {made.stderr.strip()}" if made.returncode else ""
 
 
@@ -52,13 +55,14 @@ class PrivateSlurm:
     def __init__(self) -> None:
         if reason := why_not():
             raise NotPossible(reason)
-        self._outside = subprocess.Popen(["unshare", *_NAMESPACES, "--fork", "--kill-child", "--mount-proc", HERE / "head.sh"],
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean_environment())
+        self._outside = subprocess.Popen([*_APART, HERE / "head.sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                         text=True, env=clean_environment(), preexec_fn=die_with_parent)
         assert self._outside.stdin is not None and self._outside.stdout is not None
         self._ask, self._answers = self._outside.stdin, self._outside.stdout
         if not self._answers.readline().startswith("ready"):
             self.stop()
             raise NotPossible("the private Slurm did not come up; what it said is above")
+        self._killed = set[int]()
         self.head = _child_of(self._outside.pid)
         """Process 1 of the cluster, as this machine counts."""
 
@@ -87,7 +91,8 @@ class PrivateSlurm:
             AssertionError: it failed, and `check` is set.
         """
         done = subprocess.run(self.command(arguments, folder), capture_output=True, text=True, stdin=subprocess.DEVNULL,
-                              env=clean_environment() | dict(environment or {}), timeout=LONGEST_S, check=False)
+                              env=clean_environment() | dict(environment or {}), timeout=LONGEST_S, check=False,
+                              restore_signals=False)  # SIGPIPE would end a Slurm client that could try again
         assert not check or done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
@@ -96,17 +101,32 @@ class PrivateSlurm:
         inner = self.run("cat", f"/run/slurm/nodes/{node}").stdout.strip()
         return self.run("nsenter", "--target", inner, *_NAMESPACES, "env", "--chdir=/", *arguments).stdout
 
+    def is_on(self, node: int) -> bool:
+        """Whether the node has power."""
+        return node not in self._killed
+
+    def seen(self, path: Path) -> Path:
+        """A path of the cluster as this process reaches it, also where only the cluster has a file system mounted."""
+        return Path(f"/proc/{self.head}/root{path}")
+
+    def holds(self, process: int) -> bool:
+        """Whether a process of this machine runs inside the cluster."""
+        while process > 1 and process != self.head:
+            try:
+                process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                return False
+        return process == self.head
+
     def start_node(self, node: int) -> None:
         """Turn a node on that was killed; it serves when `node_state` says so."""
         self._tell(f"start {node}")
+        self._killed.discard(node)
 
     def kill_node(self, node: int) -> None:
         """Power loss: its cable goes first, so that nobody hears of it, then all of its processes."""
         self._tell(f"kill {node}")
-
-    def restart_controller(self) -> None:
-        """slurmctld killed and started again; jobs go on meanwhile."""
-        self._tell("restart")
+        self._killed.add(node)
 
     def node_state(self, node: int) -> str:
         """As sinfo shortens it: idle, mix, alloc, drain, down, ..., with `*` where it does not answer."""
@@ -130,6 +150,17 @@ class PrivateSlurm:
             job_id, _, reason = line.partition(" ")
             if reason == "BeginTime":
                 self.run("scontrol", "update", f"jobid={job_id}", "StartTime=now", check=False)  # it may start just then
+
+    def clear(self) -> None:
+        """Cancel all jobs, and turn on and put back into service all nodes."""
+        self.run("scancel", "--user=root", "--signal=KILL", "--full", check=False)
+        self.run("scancel", "--user=root", check=False)
+        for node in sorted(self._killed):
+            self.start_node(node)
+        self.wait_for("an empty queue", lambda: not self.jobs())
+        for node in NODES:
+            if self.node_state(node) != "idle":
+                self.run("scontrol", "update", f"nodename=node{node}", "state=resume", check=False)  # idle by now, perhaps
 
     def wait_for(self, what: str, condition: Callable[[], Found], longest_s: float = LONGEST_S) -> Found:
         """Poll until the condition holds something true, and return that; requeued jobs start meanwhile.
