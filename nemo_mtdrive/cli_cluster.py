@@ -72,6 +72,14 @@ def _stage(options: argparse.Namespace) -> None:
             print(f"{row['role']:20}{row['index']:4}  {row['node']:16} GPUs {gpus}", file=sys.stderr)
     else:
         stages.prepare(config)
+    _done(Path(config.run_dir), options.stage)
+
+
+def _done(run_dir: Path, stage: str) -> None:
+    """What the batch script believes; an exit code may not arrive."""
+    from nemo_mtdrive.cluster.files import current_try, try_folder
+
+    (try_folder(run_dir, current_try()) / f"{stage}.done").touch()
 
 
 def _config(options: argparse.Namespace) -> Config:
@@ -84,7 +92,9 @@ def _config(options: argparse.Namespace) -> Config:
 def _meet(options: argparse.Namespace) -> None:
     from nemo_mtdrive.cluster.stages import meet
 
-    meet(options.run_dir.resolve(), options.addresses)
+    run_dir = options.run_dir.resolve()
+    meet(run_dir, options.addresses)
+    _done(run_dir, "meet")
 
 
 def _task(options: argparse.Namespace) -> int:
@@ -109,7 +119,11 @@ def _judge(options: argparse.Namespace) -> None:
 def _finish(options: argparse.Namespace) -> int:
     from nemo_mtdrive.cluster.stages import finish
 
-    return 0 if finish(options.run_dir.resolve()) else 1
+    run_dir = options.run_dir.resolve()
+    if not finish(run_dir):
+        return 1
+    _done(run_dir, "finish")
+    return 0
 
 
 def _preflight(options: argparse.Namespace) -> int:

@@ -13,9 +13,8 @@ from nemo_mtdrive.cluster.layout import Layout, make_layout
 from nemo_mtdrive.cluster.meeting import make_cluster_endpoints, resolve
 from nemo_mtdrive.cluster.preflight import read_addresses
 from nemo_mtdrive.config import Config, read_config
-from nemo_mtdrive.jobs import finish_run, prepare_run
 from nemo_mtdrive.launch import write_endpoints
-from nemo_mtdrive.telemetry.progress import open_progress
+from nemo_mtdrive.transfer.segments import sweep
 from nemo_mtdrive.whole_file import write_whole
 
 BASELINES = "baselines.json"
@@ -39,6 +38,9 @@ def prepare(config: Config) -> None:
     Raises:
         ConfigError: see `jobs.prepare_run`.
     """
+    from nemo_mtdrive.jobs import prepare_run  # imports for seconds
+    from nemo_mtdrive.telemetry.progress import open_progress
+
     run_dir = Path(config.run_dir)
     config.resume = (run_dir / "config.yaml").exists()
     began = time.time()
@@ -72,14 +74,14 @@ def meet(run_dir: Path, addresses: Path | None) -> None:
 
 def remove_old_weights(weights: Path) -> None:
     """What tries before left in the shared folder; they have ended."""
-    from nemo_mtdrive.transfer.segments import sweep
-
     for path in weights.glob("mtdrive-*"):
         sweep(weights, path.name.removeprefix("mtdrive-"))
 
 
 def finish(run_dir: Path) -> bool:
     """Tables, report and the completion marker; whether the run has done all its steps."""
+    from nemo_mtdrive.jobs import finish_run
+
     found = json.loads((run_dir / files.FOLDER / BASELINES).read_text())
     remove_old_weights(run_dir / files.FOLDER / "weights")
     if not finish_run(run_dir, found["rows"], time.time() - found["began"]):
