@@ -309,7 +309,7 @@ start_step() { # NAME, then as build_step: in the background; its srun is the la
     return
   fi
   mark "$name"
-  "${STEP[@]}" &
+  "${STEP[@]}" 2> >(tee "$RUN/slurm/try-$TRY/$name.err" >&2) &
   STEPS+=($!)
 }
 
@@ -361,6 +361,12 @@ running_steps() { # whether one is left
   return 1
 }
 
+last_words() { # NAME: the last line that a step said of itself, for reason.json
+  sleep 0.2 # its tee may be on the way
+  grep -vE '^(srun|slurmstepd[^:]*):|^ *$' "$RUN/slurm/try-$TRY/$1.err" 2> /dev/null | tail -n 1 | sed 's/^nemo-mtdrive: //' | grep . ||
+    echo "the job's output says why"
+}
+
 python_step() { # NAME SECONDS ARGUMENT...: one task of nemo-mtdrive on the first node
   local name=$1 seconds=$2
   shift 2
@@ -402,7 +408,7 @@ smoke() { # all ranks' tasks in one all-reduce
   cat "$SAID" >> "$RUN/slurm/try-$TRY/all-reduce.txt"
   IFS=, read -ra used <<< "$list"
   judge_nodes "all-reduce" "${used[@]}"
-  grep -q $'\tok\t' "$SAID" || finish_job 1 failed "all-reduce: all nodes began it and it did not end well; see the job's output"
+  grep -q $'\tok\t' "$SAID" || finish_job 1 failed "all-reduce: all nodes began it, and it did not end well: $(last_words all-reduce)"
   say "preflight: $(grep $'\tok\t' "$SAID" | cut -f 3)"
 }
 
@@ -411,7 +417,7 @@ judge_nodes() { # WHAT NODE...: from the lines in SAID
   shift
   problem=$(awk -F '\t' '$2 == "run" {print $1 ": " $3; exit}' "$SAID")
   [[ -z $problem ]] || finish_job 1 failed "$what: $problem"
-  grep -qE $'^[^\t]+\t(ok|bad|here)\t' "$SAID" || finish_job 1 failed "$what: no node answered; see the job's output for what srun said"
+  grep -qE $'^[^\t]+\t(ok|bad|here)\t' "$SAID" || finish_job 1 failed "$what: no node answered: $(grep -v 'cpu binding' "$RUN/slurm/try-$TRY/$what.err" | tail -n 1)"
   for node in "$@"; do
     problem=$(awk -F '\t' -v node="$node" '$1 == node && $2 == "bad" {print $3; exit}' "$SAID")
     grep -q "^$node"$'\t' "$SAID" || problem="it did not answer within $PREFLIGHT_TIMEOUT_S s"
@@ -476,9 +482,9 @@ stage() { # NAME SECONDS ARGUMENT...: a step of one task, which says itself that
   shift 2
   python_step "$name" "$seconds" cluster "$name" "$@" || code=$?
   [[ -z $DRYRUN ]] || return 0
-  [[ $code != 2 ]] || finish_job 2 failed "$name: the request was refused; the job's output says why"
+  [[ $code != 2 ]] || finish_job 2 failed "$name: $(last_words "$name")"
   [[ -e $RUN/slurm/try-$TRY/$name.done ]] ||
-    finish_job 1 failed "$name: it did not end well (code $code); $(disk_words)the job's output says why"
+    finish_job 1 failed "$name: $(disk_words)it ended with code $code: $(last_words "$name")"
 }
 
 one_try() { # servers, workers and ranks, until the ranks have ended; false: try again (WHY)
@@ -573,8 +579,8 @@ command_job() { # NAME ARGUMENT...: one task on one node, with all its GPUs; `co
     end_steps
     code=$(cat "$RUN/slurm/try-$TRY/code" 2> /dev/null || true)
     [[ $code != 0 ]] || break
-    [[ $code != 2 ]] || finish_job 2 failed "$name was refused; the job's output says why"
-    [[ -z $code ]] || finish_job 1 failed "$name ended with code $code; $(disk_words)the job's output says why"
+    [[ $code != 2 ]] || finish_job 2 failed "$name: $(last_words "$name")"
+    [[ -z $code ]] || finish_job 1 failed "$name: $(disk_words)it ended with code $code: $(last_words "$name")"
     WHY="$name ended without a word"
     probe
     begin_try
