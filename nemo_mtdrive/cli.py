@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from nemo_mtdrive.config import CONF_DIR, Config, ConfigError, load_config
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
 INTERRUPTED = 130
+PLAIN_EVERY_S = 10.0
+"""Least time between two progress lines where stderr is no terminal [s]."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nemo-mtdrive", description=__doc__, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (add_scoring, add_scenes, add_data, add_evaluation, _add_rl, add_pages, add_reproduce, _add_plan,
-                _add_processes, add_cluster):
+    for add in (add_scoring, add_scenes, add_data, add_evaluation, _add_pretraining, _add_rl, add_pages, add_reproduce,
+                _add_plan, _add_processes, add_cluster):
         add(commands)
     return parser
 
@@ -97,6 +100,27 @@ def _rl(options: argparse.Namespace) -> None:
     from nemo_mtdrive.jobs import run_rl  # after the check of the config: it imports for seconds
 
     run_rl(config)
+
+
+def _add_pretraining(commands: argparse._SubParsersAction) -> None:
+    parser = _command(commands, "pretrain-vision", "a tiny model whose vision tower knows what roads look like, to start "
+                      "SFT from (model.init_from=OUT); prints what its pictures tell as JSON", _pretrain,
+                      "nemo-mtdrive pretrain-vision --out start scenes.source=files scenes.path=scenes")
+    parser.description = f"""{parser.description}.
+
+The tower learns from the training scenes by regression: the human's trajectory from picture, history and command, and the
+ground ahead. The language model has random weights. Killed, it goes on where it was when the same command is given again."""
+    parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="Hugging Face directory that is written")
+    _add_config(parser)
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    config = _config(options)
+    from nemo_mtdrive.pretraining import pretrain_vision
+    from nemo_mtdrive.telemetry.progress import open_progress
+
+    with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
+        print(json.dumps(pretrain_vision(config, options.out, progress)))
 
 
 def _add_plan(commands: argparse._SubParsersAction) -> None:

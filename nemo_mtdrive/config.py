@@ -124,6 +124,25 @@ class ModelConfig:
 
 
 @dataclass
+class PretrainingConfig:
+    """A vision tower that learns what roads look like before there is language: `nemo-mtdrive pretrain-vision`."""
+
+    steps: int = 800
+    batch_size: int = 48
+    """Pictures of a step, half of them mirrored."""
+    lr: float = 1e-3
+    """At the end of the warm-up; a cosine takes it down to a fiftieth."""
+    warmup_steps: int = 30
+    weight_decay: float = 0.02
+    ground_weight: float = 1.0
+    """Of the ground ahead, told cell by cell, beside the trajectory."""
+    save_every: int = 100
+    """Steps between two states that a killed command goes on from."""
+    measured: int = 400
+    """Held-out scenes, at most, that the report measures on."""
+
+
+@dataclass
 class ParallelConfig:
     """Training ranks: world = tensor * pipeline * data."""
 
@@ -302,6 +321,7 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     sft_data: SFTDataConfig = field(default_factory=SFTDataConfig)

@@ -191,6 +191,7 @@ MAY_BE_ZERO = frozenset((
     "seed", "scenes.seed", "scenes.difficulty", "environment.port", "environment.retries", "environment.max_restarts",
     "rollout.max_restarts", "max_restarts", "reward.pdm_weight",
     "reward.format_weight", "reward.progressive_weight", "sft.warmup_steps", "sft.weight_decay", "sft.seed",
+    "pretraining.warmup_steps", "pretraining.weight_decay", "pretraining.ground_weight",
     "sft_data.mock_share", "sft_data.seed",
     "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "mtgrpo.dual_clip",
     "mtgrpo.entropy_coefficient", "mtgrpo.max_skipped_updates", "sft.max_skipped_updates",

@@ -41,7 +41,7 @@ MAY_IMPORT = {
 }
 """Package (or base module) -> what it may import besides itself. What is not here ties everything together."""
 TIES = {"cli", "cli_cluster", "cli_data", "cli_evaluation", "cli_scenes", "cli_scoring", "cli_pages", "cli_reproduce",
-        "reproduce", "jobs", "ranks", "launch"}
+        "reproduce", "jobs", "pretraining", "ranks", "launch"}
 
 HEAVY = {"torch", "megatron", "nemo", "nemo_aligner", "lightning", "transformers"}
 WITHOUT_HEAVY = {"driving", "pdm", "dialogue", "environment"}
