@@ -146,7 +146,7 @@ reason() { # STATE WORDS [NODE]: RUN/reason.json, whole; on a full disk in place
     size=$(stat -c %s "$path")
     printf "%-$((size - 1))s\n" "{$entry, \"before\": []}" 1<> "$path"
   fi 2> /dev/null
-  say "$1: $2"
+  [[ -n $DRYRUN ]] || say "$1: $2"
   [[ $1 == running ]] || scontrol update JobId="$SLURM_JOB_ID" Comment="$1: ${2:0:200}" > /dev/null 2>&1 || true
 }
 
@@ -304,7 +304,7 @@ start_step() { # NAME, then as build_step: in the background; its srun is the la
   build_step "$1" --job-name="mtd-$name" "${@:2}"
   if [[ -n $DRYRUN ]]; then
     echo "# $name"
-    printf '%q ' "${STEP[@]}"
+    printf '%q ' "${STEP[@]//$RUN/$DRY_RUN}"
     echo
     return
   fi
@@ -472,7 +472,7 @@ train() { # DEFAULT-CONFIG DEFAULT-RUN KEY=VALUE...: the whole main job over all
     reason running "try $TRY: $WHY"
   done
   stage finish "$LONGEST_S" --run-dir "$RUN"
-  if [[ -n $DRYRUN ]]; then OVER=1 && return; fi
+  if [[ -n $DRYRUN ]]; then dry_end; fi
   [[ -s $RUN/complete.json ]] || finish_job 1 failed "finish: the run did all its steps, but no $RUN/complete.json is there"
   finish_job 0 completed "all steps are done"
 }
@@ -507,7 +507,7 @@ one_try() { # servers, workers and ranks, until the ranks have ended; false: try
   IFS=$'\t' read -r word why node < "$SAID"
   case ${word:-} in
     finished) return 0 ;;
-    stopped) if [[ -n $STOPPING ]]; then hand_over "$why"; else finish_job 0 stopped "$why; submit again to go on"; fi ;;
+    stopped) if [[ -n $STOPPING ]]; then hand_over "${why#a stop was asked for: }"; else finish_job 0 stopped "$why; submit again to go on"; fi ;;
     failed) finish_job 1 failed "$why" "$node" ;;
     again) WHY=$why ;;
     *) WHY="the tasks ended, and nobody could say how" ;;
@@ -522,6 +522,12 @@ start_role() { # ROLE
   if [[ $1 == rollout-worker ]]; then image=rollout python=$ROLLOUT_PYTHON; fi
   start_step "$1" "$image" --nodes="$nodes" --ntasks="$tasks" --ntasks-per-node="$per" --distribution="$distribution" \
     --nodelist="$list" --cpus-per-task="$(cpus_each "$per")" -- "$python" -m nemo_mtdrive.cli cluster task "$1" --run-dir "$RUN"
+}
+
+dry_end() {
+  OVER=1
+  rm -rf "$RUN"
+  exit 0
 }
 
 dry_plan() { # the layout, made here where this machine has the environment
@@ -554,7 +560,7 @@ enter() { # DEFAULT-RUN ARGUMENT...: submit, and end; or, in a job, get ready fo
   submit "$0" "$@"
   [[ -n $DRYRUN ]] || exit 0
   pretend_job "$0"
-  RUN=$(mktemp -d)
+  DRY_RUN=${RUN_DIR:-$default_run} RUN=$(mktemp -d)
   mkdir "$RUN/slurm"
 }
 
@@ -571,7 +577,7 @@ command_job() { # NAME ARGUMENT...: one task on one node, with all its GPUs; `co
     # shellcheck disable=SC2016
     start_step "$name" train --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" -- \
       bash -c 'code=0; "${@:2}" || code=$?; echo "$code" > "$1"; exit "$code"' step "$RUN/slurm/try-$TRY/code" "${COMMAND[@]}"
-    if [[ -n $DRYRUN ]]; then OVER=1 && return; fi
+    if [[ -n $DRYRUN ]]; then dry_end; fi
     while kill -0 "${STEPS[0]}" 2> /dev/null; do
       pause
       [[ -z $STOPPING ]] || hand_over "it goes on where it can, else from the beginning"
