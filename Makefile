@@ -12,10 +12,14 @@ ROLLOUT := $(ROLLOUT_VENV)/.rollout-$(call HASH,requirements/rollout-cpu.lock)
 
 PEERS := .tools/peers/.peers-$(call HASH,requirements/peers.lock)
 
-.PHONY: demo test install rollout-env peers lint types clean
+.PHONY: demo reproduce test install rollout-env peers lint types clean
 
 demo: $(TRAIN)
 	$(BIN)/nemo-mtdrive rl --config-name demo_cpu
+
+# The paper's tables in small (docs/results.md): hours; stopped, it goes on where it was.
+reproduce: $(TRAIN)
+	$(BIN)/nemo-mtdrive reproduce all
 
 test: $(TRAIN) $(DEV) $(DEBIAN) $(ROLLOUT)
 	$(MAKE) --no-print-directory lint types

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nemo_mtdrive.config import ConfigError
 from nemo_mtdrive.data.single_turn import question
-from nemo_mtdrive.driving.scene import Scene
+from nemo_mtdrive.driving.scene import Scene, SceneError
 from nemo_mtdrive.driving.sources import open_scenes
 from nemo_mtdrive.driving.sources.address import Address
 from nemo_mtdrive.evaluation.baselines import pdm_closed
@@ -39,7 +39,7 @@ def check(root: Path, recipe: Recipe, seeds: Sequence[int]) -> list[Gate]:
 def _found(name: str, part: Part, root: Path, recipe: Recipe, seeds: Sequence[int]) -> list[Gate]:
     try:
         return list(part(root, recipe, seeds))
-    except (ConfigError, FileNotFoundError) as error:
+    except (ConfigError, SceneError) as error:
         return [Gate(name, "measured", str(error), False)]
 
 
@@ -124,8 +124,5 @@ PARTS: dict[str, Part] = {"gains": _scores, "turns": _turns, "pictures": _pictur
 
 
 def scene_ids(root: Path, name: str) -> list[str]:
-    """The ids of the scenes that a stage made (FileNotFoundError where it has not)."""
-    folder = places(root, [name])[name]
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; run `nemo-mtdrive reproduce model` first")
-    return list(open_scenes(Address("files", str(folder))).ids())
+    """The ids of the scenes that a stage made (SceneError where it has not)."""
+    return list(open_scenes(Address("files", str(places(root, [name])[name]))).ids())

@@ -14,7 +14,7 @@ WHATS = ("model", "table1", "table2", "table3", "turns", "mock", "size")
 """What can be asked for; the order of `all`."""
 SPLIT_SEED = 7
 """Of the training scenes into those that are learned from and those for validation: of a run and its data alike."""
-TRAIN, HELD_OUT, DRIVERS, BASE, RL_SET = "scenes_train", "scenes_held_out", "eval_drivers", "base", "rl_set"
+TRAIN, HELD_OUT, DRIVERS, VISION, RL_SET = "scenes_train", "scenes_held_out", "eval_drivers", "vision", "rl_set"
 MODEL_DIRECTORY = "model"
 """The stage whose output is the Hugging Face directory of the model that is shipped."""
 
@@ -23,8 +23,8 @@ def whole_graph(recipe: Recipe, seeds: Sequence[int]) -> Graph:
     """Every stage of every table."""
     first = seeds[0]
     stages = [*_scenes(recipe), _drivers(recipe), *_data(recipe, first)]
-    if recipe.base.steps:
-        stages.append(_base(recipe))
+    if recipe.vision.steps:
+        stages.append(_vision(recipe))
     if recipe.rl.rl_set:
         stages.append(_rl_set(recipe, first))
     stages.append(_model_directory(first))
@@ -97,8 +97,8 @@ def _scenes(recipe: Recipe) -> Iterator[Stage]:
     for name, split, count in ((TRAIN, "train", scenes.train), (HELD_OUT, "held_out", scenes.held_out)):
         kinds = ",".join(f"{kind}:{weight:g}" for kind, weight in scenes.kinds.items()) if split == "train" else ""
         yield Stage(name, (("nemo-mtdrive", "scenes", "generate", "--count", str(count), "--seed", "0", "--split", split,
-                            *(("--kinds", kinds) if kinds else ()), "--difficulty", f"{scenes.difficulty:g}", *size, "--out",
-                            "{out}"),), (), cpu_s=count * recipe.costs.scene)
+                            *(("--kinds", kinds) if kinds else ()), "--difficulty", f"{scenes.difficulty:g}", *size,
+                            "--format", "shards", "--out", "{out}"),), (), cpu_s=count * recipe.costs.scene)
 
 
 def _data(recipe: Recipe, first: int) -> Iterator[Stage]:
@@ -139,12 +139,16 @@ def _fitting(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _training(recipe: Recipe, command: str, seed: int, *values: str) -> tuple[str, ...]:
-    scenes = recipe.scenes
     return ("nemo-mtdrive", command, "--config-dir", "{conf}", "--config-name", recipe.config, "run_dir={out}",
-            f"seed={seed}", "scenes.source=files", f"scenes.path={{{TRAIN}}}", f"scenes.seed={SPLIT_SEED}",
-            f"scenes.count={scenes.train}", f"scenes.held_out={scenes.validation}",
-            f"validation.scenes={scenes.validation}", f"scenes.image_width={scenes.width}",
-            f"scenes.image_height={scenes.height}", *values)
+            f"seed={seed}", *_training_scenes(recipe), f"validation.scenes={recipe.scenes.validation}", *values)
+
+
+def _training_scenes(recipe: Recipe) -> tuple[str, ...]:
+    """Where they are, and which of them are for validation."""
+    scenes = recipe.scenes
+    return ("scenes.source=files", f"scenes.path={{{TRAIN}}}", f"scenes.seed={SPLIT_SEED}", f"scenes.count={scenes.train}",
+            f"scenes.held_out={scenes.validation}", f"scenes.image_width={scenes.width}",
+            f"scenes.image_height={scenes.height}")
 
 
 def _stages(stages: Sequence[SFTStage]) -> str:
@@ -156,13 +160,16 @@ def _stages(stages: Sequence[SFTStage]) -> str:
 
 def _start(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Values and needs of an SFT's beginning."""
-    return ((f"model.init_from={{{BASE}}}/checkpoints/latest",), (BASE,)) if recipe.base.steps else ((), ())
+    return ((f"model.init_from={{{VISION}}}",), (VISION,)) if recipe.vision.steps else ((), ())
 
 
-def _base(recipe: Recipe) -> Stage:
-    stages = [SFTStage(recipe.base.steps, recipe.base.kinds)]
-    return Stage(BASE, (_training(recipe, "sft", SPLIT_SEED, _stages(stages), "sft.data={data_single}", *recipe.base.set),),
-                 (TRAIN, "data_single"), recipe.config, _sft_cost(recipe, stages))
+def _vision(recipe: Recipe) -> Stage:
+    """The same start for all seeds."""
+    batch = config_of(recipe.config, tuple(recipe.vision.set)).pretraining.batch_size
+    command = ("nemo-mtdrive", "pretrain-vision", "--config-dir", "{conf}", "--config-name", recipe.config, "--out", "{out}",
+               *_training_scenes(recipe), f"pretraining.steps={recipe.vision.steps}", *recipe.vision.set)
+    return Stage(VISION, (command,), (TRAIN,), recipe.config,
+                 recipe.costs.start + recipe.vision.steps * batch * recipe.costs.vision_picture)
 
 
 def _sft(recipe: Recipe, name: str, row: SFT, data: str, seed: int) -> Stage:

@@ -56,7 +56,7 @@ def block(root: Path, name: str, figures: Path) -> str | None:
             shutil.copyfile(root / RESULTS / file, figures / file)
             pictures.append(f"![{result.title}]({figures.name}/{file})\n")
     note = f"{result.note}.\n\n" if result.note else ""
-    return f"{result.grid().markdown()}\n{note}{provenance(result)}\n\n" + "\n".join(pictures)
+    return f"{result.grid(short=True).markdown()}\n{note}{provenance(result)}\n\n" + "\n".join(pictures)
 
 
 def provenance(result: Result) -> str:

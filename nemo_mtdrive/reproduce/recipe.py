@@ -51,13 +51,13 @@ class Data:
 
 
 @dataclass
-class Base:
-    """A model that every SFT starts from, as the paper's start from a pretrained one; without steps there is none."""
+class Vision:
+    """A model whose vision tower knows roads, from which every SFT starts, as the paper's start from a pretrained one."""
 
     steps: int = 0
-    kinds: dict[str, float] = field(default_factory=lambda: {"single_turn": 1.0, "understanding": 1.0})
+    """Of `pretrain-vision`; 0: there is none, each SFT starts from random weights of its seed."""
     set: list[str] = field(default_factory=list)
-    """Further KEY=VALUE of the training."""
+    """Further KEY=VALUE of it."""
 
 
 @dataclass
@@ -135,6 +135,8 @@ class Costs:
     single_turn: float = 0.021
     multi_turn: float = 0.034
     understanding: float = 0.051
+    vision_picture: float = 0.016
+    """Of `pretrain-vision`."""
     sample: float = 0.03
     """Of SFT."""
     rl_episode: float = 0.35
@@ -151,7 +153,7 @@ class Recipe:
     """conf/reproduce/NAME.yaml, what trainings have in common."""
     scenes: Scenes = field(default_factory=Scenes)
     data: Data = field(default_factory=Data)
-    base: Base = field(default_factory=Base)
+    vision: Vision = field(default_factory=Vision)
     sft: dict[str, SFT] = field(default_factory=dict)
     """Row -> how; `single`, `one_stage` and `multi` are there."""
     rl: RL = field(default_factory=RL)
@@ -198,8 +200,6 @@ def check_recipe(recipe: Recipe, path: Path) -> None:
     if recipe.sft[SINGLE].data != "single" or recipe.sft[BOOTSTRAP].data == "multi_turn":
         raise ConfigError(f"--recipe {path}: sft.single must learn from single, sft.one_stage from single or two_turn: "
                           "the data of more turns is made with them")
-    if recipe.base.kinds.get("multi_turn"):
-        raise ConfigError(f"--recipe {path}: base.kinds: multi_turn: leave it out; that data is made with what base becomes")
     if MODEL_RL not in recipe.rl.estimators:
         raise ConfigError(f"--recipe {path}: rl.estimators: set {MODEL_RL} among them, it is the model's")
     if not 0 < recipe.scenes.validation < recipe.scenes.train:
@@ -218,7 +218,7 @@ def scaled(recipe: Recipe, scale: float, held_out: int | None) -> Recipe:
         recipe,
         scenes=replace(scenes, validation=validation, held_out=held_out or times(scenes.held_out, LEAST_SCENES),
                        train=max(times(scenes.train), validation + LEAST_SCENES)),
-        base=replace(recipe.base, steps=times(recipe.base.steps)),
+        vision=replace(recipe.vision, steps=times(recipe.vision.steps)),
         sft={name: replace(row, stages=[replace(stage, steps=times(stage.steps)) for stage in row.stages])
              for name, row in recipe.sft.items()},
         rl=replace(recipe.rl, steps=times(recipe.rl.steps)),

@@ -17,6 +17,8 @@ from nemo_mtdrive.whole_file import write_whole
 
 RESULTS = "results"
 METRICS = ("NC", "DAC", "TTC", "C", "EP", "PDMS")
+WITHOUT_INTERVAL = ("NC", "DAC", "TTC", "CF", "EP", "Read %", "ADE m", "ADE, other", "PDMS, other", "Turns taken")
+"""Columns whose intervals stand in the CSV and JSON alone."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,16 @@ class Result:
     made_of: dict[str, Any] = field(default_factory=dict)
     """What says how it was made: sizes of the recipe, CPU hours, code."""
 
-    def grid(self) -> Grid:
-        """The table."""
-        return Grid(self.title, self.names, self.columns,
-                    [(row.names, [_cell(row.cells.get(column)) for column in self.columns]) for row in self.rows])
+    def grid(self, *, short: bool = False) -> Grid:
+        """The table; `short` leaves out the intervals of the parts of PDMS, as a page is too narrow for all."""
+        bare = WITHOUT_INTERVAL if short else ()
+        return Grid(self.title, self.names, self.columns, [
+            (row.names, [_cell(row.cells.get(column), column not in bare) for column in self.columns]) for row in self.rows])
 
 
-def _cell(value: Estimate | int | None) -> Cell:
+def _cell(value: Estimate | int | None, with_interval: bool) -> Cell:
     if isinstance(value, Estimate):
-        return Cell(value.value, value.ci95)
+        return Cell(value.value, value.ci95 if with_interval else None)
     return Cell(value)
 
 
@@ -84,11 +87,10 @@ def write_result(root: Path, result: Result) -> list[Path]:
 
     folder = root / RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    grid = result.grid()
     files = [folder / f"{result.what}.{suffix}" for suffix in ("json", "md", "csv", "svg")]
     write_whole(files[0], json.dumps(asdict(result), indent=1) + "\n")
-    write_whole(files[1], grid.markdown())
-    write_whole(files[2], grid.csv())
+    write_whole(files[1], result.grid(short=True).markdown())
+    write_whole(files[2], result.grid().csv())
     draw_result(files[3], result)
     return files
 

@@ -9,7 +9,7 @@ import pytest
 
 from nemo_mtdrive.cli import _parser
 from nemo_mtdrive.config import Config, ConfigError, load_config
-from nemo_mtdrive.driving.sources import open_scenes
+from nemo_mtdrive.driving.sources import Address, open_scenes
 from nemo_mtdrive.reproduce.graph import HELD_OUT, TRAIN, WHATS, graph_for, size_scenes, stages_of, whole_graph
 from nemo_mtdrive.reproduce.recipe import RECIPES, Recipe, load_recipe, scaled
 from nemo_mtdrive.reproduce.stages import CONFIGS, Stage, graph_of, hashes, needed_for, spelled
@@ -103,7 +103,7 @@ def test_every_command_is_one_of_the_project(recipe: Recipe, tmp_path: Path) -> 
         for needed in (*stage.needs, stage.name):
             folder = root / "stages" / needed / "out"
             (folder / "checkpoints" / "latest").mkdir(parents=True, exist_ok=True)
-            for file in ("lines.jsonl", "scenes.txt", "checkpoints/latest/config.json"):
+            for file in ("lines.jsonl", "scenes.txt", "config.json", "checkpoints/latest/config.json"):
                 (folder / file).touch()
     for name, stage in graph.items():
         for program, *words in spelled(stage, root):
@@ -111,11 +111,11 @@ def test_every_command_is_one_of_the_project(recipe: Recipe, tmp_path: Path) -> 
                 assert Path(words[0]).is_file()
                 continue
             options = _parser().parse_args(words)
-            if words[0] in ("sft", "rl"):
+            if words[0] in ("sft", "rl", "pretrain-vision"):
                 config = load_config(options.config_name, options.overrides, options.config_dir)
                 assert isinstance(config, Config)
-                assert config.run_dir == str(root / "stages" / name / "out") and config.seed == 1 or name == "base"
-                assert config.scenes.image_width == recipe.scenes.width and config.scenes.path == str(
+                assert name == "vision" or config.run_dir == str(root / "stages" / name / "out")
+                assert config.seed == 1 and config.scenes.image_width == recipe.scenes.width and config.scenes.path == str(
                     root / "stages" / TRAIN / "out")
 
 
@@ -127,11 +127,11 @@ def test_training_and_held_out_scenes_have_no_seed_in_common(recipe: Recipe) -> 
         for name in (TRAIN, HELD_OUT):
             words = graph[name].commands[0]
             given = {key[2:]: words[words.index(key) + 1] for key in ("--count", "--seed", "--split")}
-            sets[name] = set(open_scenes("procedural://?" + "&".join(f"{key}={value}" for key, value in given.items())).ids())
+            sets[name] = set(open_scenes(Address("procedural", "", given)).ids())
         assert len(sets[TRAIN]) == at.scenes.train and len(sets[HELD_OUT]) == at.scenes.held_out
         assert not sets[TRAIN] & sets[HELD_OUT]
         for stage in graph.values():  # nothing that learns reads a held-out scene
-            learns = stage.name.startswith(("data_", "sft_", "rl_", "base"))
+            learns = stage.name.startswith(("data_", "sft_", "rl_", "vision"))
             assert not (learns and HELD_OUT in stage.needs)
             assert not (stage.name.startswith(("eval_", "pictures_")) and TRAIN in stage.needs)
 
@@ -164,11 +164,11 @@ def test_scaling(recipe: Recipe) -> None:
 
 
 def test_a_common_start_is_a_stage_when_it_has_steps(recipe: Recipe) -> None:
-    with_base = replace(recipe, base=replace(recipe.base, steps=10))
-    graph = whole_graph(with_base, SEEDS)
-    assert "base" in graph["sft_single-s2"].needs and "base" in graph["sft_mock_50-s1"].needs
-    assert "model.init_from={base}/checkpoints/latest" in graph["sft_multi-s1"].commands[0]
-    assert "base" not in whole_graph(recipe, SEEDS) or recipe.base.steps
+    with_start, without = (whole_graph(replace(recipe, vision=replace(recipe.vision, steps=steps)), SEEDS)
+                           for steps in (10, 0))
+    assert "vision" in with_start["sft_single-s2"].needs and "vision" in with_start["sft_mock_50-s1"].needs
+    assert "model.init_from={vision}" in with_start["sft_multi-s1"].commands[0]
+    assert "vision" not in without and not [word for word in without["sft_multi-s1"].commands[0] if "init_from" in word]
 
 
 @pytest.mark.parametrize(("old", "new", "words"), [
