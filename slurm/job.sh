@@ -236,17 +236,21 @@ on_usr1() { # the time limit is near, or a job of higher priority wants the node
 
 on_term() { # scancel, the time limit, preemption, a lost node: Slurm ends the steps itself
   trap '' TERM USR1
-  local said state lost words
-  said=$(scontrol show job "$SLURM_JOB_ID" -o 2> /dev/null || true)
-  state=$(grep -oE 'JobState=[A-Z_]+' <<< "$said" | cut -d = -f 2)
-  lost=$(sinfo -h -N -n "$(IFS=,; echo "${NODE_NAMES[*]:-}")" -t down,fail,no_respond -o %N 2> /dev/null | sort -u | paste -sd, || true)
-  case $state in
-    CANCELLED) reason cancelled "scancel" ;;
-    TIMEOUT) reason timeout "the time limit came before a checkpoint; submit again: it resumes from the last whole one" ;;
-    *) words="preempted, or requeued by an administrator"
-      [[ -z $lost ]] || words="node lost: $lost"
-      reason requeued "$words; Slurm starts the job again, from the last whole checkpoint" "$lost" ;;
-  esac
+  local said="" lost words="preempted, or requeued by an administrator" looks
+  for ((looks = 0; looks < 50; looks++)); do # the signal may come before the state is written down
+    said=$(scontrol show job "$SLURM_JOB_ID" -o 2> /dev/null)
+    [[ $said == *" JobState=RUNNING "* || -z $said ]] || break
+    sleep 0.1
+  done # from now on the state is COMPLETING, whatever is to follow; the number of restarts has gone up, or has not
+  if (($(grep -oE ' Restarts=[0-9]+' <<< "$said" | cut -d = -f 2) > ${SLURM_RESTART_COUNT:-0})); then
+    lost=$(sinfo -h -N -n "$(IFS=,; echo "${NODE_NAMES[*]}")" -t down,fail,no_respond -o %N 2> /dev/null | sort -u | paste -sd,)
+    [[ -z $lost ]] || words="node lost: $lost"
+    reason requeued "$words; Slurm starts the job again, from the last whole checkpoint" "$lost"
+  elif [[ $said == *" Reason=TimeLimit "* || $said == *" JobState=TIMEOUT "* ]]; then
+    reason timeout "the time limit came before a checkpoint; submit again: it resumes from the last whole one"
+  else
+    reason cancelled "scancel"
+  fi
   exit 143
 }
 
