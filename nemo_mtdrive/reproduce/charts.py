@@ -17,6 +17,8 @@ TEXT, DIM, GRID = "#20262d", "#5d6875", "#e1e5e8"
 COLOURS = ("#0f766e", "#c2570c", "#4457a6", "#8a3a7f", "#6b7280")
 WIDTH = 7.2
 """Of a picture [in]."""
+MOST_ROWS = 24
+"""That a picture shows of a longer table."""
 
 
 def draw_result(path: Path, result: Result) -> None:
@@ -36,10 +38,11 @@ def _figure(height: float) -> Figure:
 
 def _rows(result: Result) -> Figure:
     """A dot and its interval a row."""
-    figure = _figure(0.9 + 0.3 * len(result.rows))
+    rows = result.rows[:MOST_ROWS]
+    figure = _figure(0.9 + 0.3 * len(rows))
     axes = figure.add_subplot()
     labels = []
-    for at, row in enumerate(result.rows):
+    for at, row in enumerate(rows):
         labels.append(", ".join(name for name in row.names if name))
         found = row.cells.get(result.drawn)
         if not isinstance(found, Estimate) or found.value is None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from nemo_mtdrive.reproduce.intervals import Estimate, estimate, ratio
 from nemo_mtdrive.reproduce.rows import Played, paired, same_scenes
-from nemo_mtdrive.reproduce.tables import picture_cells
+from nemo_mtdrive.reproduce.tables import ALONE, picture_cells
 
 SFT_GAIN, RL_GAIN, WORSE_PERCENT, READ_PERCENT, SHARE_LEFT = 2.0, 4.0, 10.0, 99.0, 0.5
 """PDMS of multi-turn over single-turn SFT, of RL over SFT; ADE with other pictures; answers read; violations left."""
@@ -69,7 +69,7 @@ def pictures_matter(own: Played, other: Played) -> Gate:
 def pictures_decide(own: Played, other: Played, kinds: Sequence[str]) -> Gate:
     """Where the picture alone says what to do, another one costs score, more than chance would."""
     own, other = same_scenes([own, other])
-    lost = picture_cells(own, other, "of the picture alone", kinds)["PDMS lost"]
+    lost = picture_cells(own, other, ALONE, kinds)["PDMS lost"]
     assert isinstance(lost, Estimate)
     passed = lost.value is not None and lost.ci95 is not None and lost.ci95[0] > 0.0
     return Gate("PDMS lost with other pictures, kinds of the picture alone, RL model", "above 0, interval too", _shown(lost),

@@ -181,7 +181,12 @@ def _sft(recipe: Recipe, name: str, row: SFT, data: str, seed: int) -> Stage:
 
 def _sft_cost(recipe: Recipe, stages: Sequence[SFTStage]) -> float:
     batch = config_of(recipe.config, ()).sft.batch_size
-    return recipe.costs.start + sum(stage.steps for stage in stages) * batch * recipe.costs.sample
+    return recipe.costs.start + batch * sum(stage.steps * _sample_cost(recipe, stage) for stage in stages)
+
+
+def _sample_cost(recipe: Recipe, stage: SFTStage) -> float:
+    """Of a sample of the mixture, if each kind has as many."""
+    return sum(times * recipe.costs.sample[kind] for kind, times in stage.kinds.items()) / sum(stage.kinds.values())
 
 
 def _rl_set(recipe: Recipe, first: int) -> Stage:
@@ -237,7 +242,8 @@ def _pictures(recipe: Recipe, model: str, seed: int) -> Stage:
 def _mock(recipe: Recipe, seed: int) -> Iterator[Stage]:
     for share in recipe.mock.shares:
         name = mock_name(share)
-        yield _sft(recipe, name, recipe.sft[BOOTSTRAP], f"data_mock_{round(100 * share)}", seed)
+        row = SFT(stages=recipe.mock.stages, set=recipe.sft[MODEL].set)
+        yield _sft(recipe, name, row, f"data_mock_{round(100 * share)}", seed)
         yield _evaluation(recipe, name, seed, turns=recipe.rl.turns)
 
 

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nemo_mtdrive.config import CONF_DIR, ConfigError
+from nemo_mtdrive.config_checks import SFT_KINDS
 
 RECIPES = CONF_DIR / "reproduce"
 DATA = ("single", "two_turn", "multi_turn")
@@ -103,6 +104,8 @@ class Mock:
     """The share of scenes with a mock conversation (the paper's open question 2)."""
 
     shares: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 1.0])
+    stages: list[Stage] = field(default_factory=list)
+    """Of SFT, the same for each share."""
 
 
 @dataclass
@@ -137,11 +140,12 @@ class Costs:
     understanding: float = 0.051
     vision_picture: float = 0.016
     """Of `pretrain-vision`."""
-    sample: float = 0.03
-    """Of SFT."""
-    rl_episode: float = 0.35
+    sample: dict[str, float] = field(
+        default_factory=lambda: {"single_turn": 0.055, "multi_turn": 0.12, "understanding": 0.055})
+    """Of SFT, by kind."""
+    rl_episode: float = 0.5
     """Played and learned from."""
-    answer: float = 0.04
+    answer: float = 0.05
     """Of one turn of an evaluation, scored."""
 
 
@@ -195,8 +199,12 @@ def check_recipe(recipe: Recipe, path: Path) -> None:
     for name, row in recipe.sft.items():
         if row.data not in DATA:
             raise ConfigError(f"--recipe {path}: sft.{name}.data={row.data}: set it to one of {', '.join(DATA)}")
-        if not row.stages or any(stage.steps < 1 for stage in row.stages):
-            raise ConfigError(f"--recipe {path}: sft.{name}.stages: set one or more, each with steps of 1 or more")
+    for key, stages in [(f"sft.{name}", row.stages) for name, row in recipe.sft.items()] + [("mock", recipe.mock.stages)]:
+        if not stages or any(stage.steps < 1 or not stage.kinds for stage in stages):
+            raise ConfigError(f"--recipe {path}: {key}.stages: set one or more, each with kinds and steps of 1 or more")
+        if unknown := {kind for stage in stages for kind in stage.kinds} - set(SFT_KINDS):
+            raise ConfigError(f"--recipe {path}: {key}.stages: {', '.join(sorted(unknown))}: set kinds of "
+                              f"{', '.join(SFT_KINDS)}")
     if recipe.sft[SINGLE].data != "single" or recipe.sft[BOOTSTRAP].data == "multi_turn":
         raise ConfigError(f"--recipe {path}: sft.single must learn from single, sft.one_stage from single or two_turn: "
                           "the data of more turns is made with them")
@@ -212,6 +220,9 @@ def scaled(recipe: Recipe, scale: float, held_out: int | None) -> Recipe:
     def times(count: int, least: int = 1) -> int:
         return max(least, math.ceil(count * scale)) if count else 0
 
+    def stages(given: list[Stage]) -> list[Stage]:
+        return [replace(stage, steps=times(stage.steps)) for stage in given]
+
     scenes = recipe.scenes
     validation = times(scenes.validation, 2)
     return replace(
@@ -219,7 +230,7 @@ def scaled(recipe: Recipe, scale: float, held_out: int | None) -> Recipe:
         scenes=replace(scenes, validation=validation, held_out=held_out or times(scenes.held_out, LEAST_SCENES),
                        train=max(times(scenes.train), validation + LEAST_SCENES)),
         vision=replace(recipe.vision, steps=times(recipe.vision.steps)),
-        sft={name: replace(row, stages=[replace(stage, steps=times(stage.steps)) for stage in row.stages])
-             for name, row in recipe.sft.items()},
+        sft={name: replace(row, stages=stages(row.stages)) for name, row in recipe.sft.items()},
+        mock=replace(recipe.mock, stages=stages(recipe.mock.stages)),
         rl=replace(recipe.rl, steps=times(recipe.rl.steps)),
         size=replace(recipe.size, steps=times(recipe.size.steps), validate_every=times(recipe.size.validate_every)))

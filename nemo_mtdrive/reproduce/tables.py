@@ -139,23 +139,30 @@ def size(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Result:
 
 
 def pictures(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Result:
-    """First answers with the own and with another scene's picture, of all scenes and by kind."""
-    rows = []
-    scenes = 0
+    """First answers with the own and with another scene's picture; by kind for the RL model, what loses most first."""
+    rows, scenes = [], 0
     for label, model in (("SFT", f"sft_{MODEL}"), ("RL", f"rl_{MODEL_RL}")):
         own, other = same_scenes([read_row(root, f"pictures_{model}", row, seeds) for row in (ORACLE, f"{ORACLE}_shuffled")])
         scenes = len(own.scenes)
-        for kind in ("all", "of the picture alone", *sorted(set(own.kinds))):
-            rows.append(Row([label, kind], picture_cells(own, other, kind, recipe.pictures.kinds)))
+        rows += [Row([label, kind], picture_cells(own, other, kind, recipe.pictures.kinds)) for kind in ("all", ALONE)]
+    kinds = [Row(["RL", kind], picture_cells(own, other, kind, ())) for kind in sorted(set(own.kinds))]
+    rows += sorted(kinds, key=lambda row: -_value(row.cells["PDMS lost"]))
     return Result("pictures", "First answers with another scene's picture", ["Model", "Kind"],
                   ["Scenes", "ADE m", "ADE, other", "Worse %", "PDMS", "PDMS, other", "PDMS lost"], rows, list(seeds),
                   scenes, drawn="PDMS lost", made_of=made_of(root, recipe, seeds, "table1"))
 
 
+ALONE = "of the picture alone"
+
+
+def _value(cell: Estimate | int | None) -> float:
+    return cell.value if isinstance(cell, Estimate) and cell.value is not None else 0.0
+
+
 def picture_cells(own: Played, other: Played, kind: str, alone: Sequence[str]) -> dict[str, Estimate | int | None]:
     """What other pictures do to the scenes of a kind; `all`, or those of the kinds `alone`."""
     wanted = [at for at, name in enumerate(own.kinds)
-              if kind in ("all", name) or (kind == "of the picture alone" and name in alone)]
+              if kind in ("all", name) or (kind == ALONE and name in alone)]
     error, errors, score, scores = (row.after(metric, 1)[:, wanted] for metric in ("ADE", "PDMS") for row in (own, other))
     both = np.isfinite(error) & np.isfinite(errors)
     error, errors = np.where(both, error, np.nan), np.where(both, errors, np.nan)

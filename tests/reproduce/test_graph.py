@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from nemo_mtdrive.cli import _parser
 from nemo_mtdrive.config import Config, ConfigError, load_config
@@ -171,17 +172,17 @@ def test_a_common_start_is_a_stage_when_it_has_steps(recipe: Recipe) -> None:
     assert "vision" not in without and not [word for word in without["sft_multi-s1"].commands[0] if "init_from" in word]
 
 
-@pytest.mark.parametrize(("old", "new", "words"), [
-    ("steps: 60\n  estimators", "step: 60\n  estimators", "step"),
-    ("data: two_turn", "data: six_turn", "set it to one of single, two_turn, multi_turn"),
-    ("cross_turn, unbiased]", "unbiased]", "cross_turn among them"),
-    ("  multi:\n", "  many:\n", "sft has no row multi"),
-    ("validation: 100", "validation: 60000", "from 1 to less than"),
+@pytest.mark.parametrize(("changed", "words"), [
+    ({"rl": {"step": 3}}, "step"),
+    ({"sft": {"multi": {"data": "six_turn"}}}, "set it to one of single, two_turn, multi_turn"),
+    ({"rl": {"estimators": ["unbiased"]}}, "cross_turn among them"),
+    ({"scenes": {"validation": 10**6}}, "from 1 to less than"),
+    ({"sft": {"single": {"stages": []}}}, "set one or more"),
+    ({"mock": {"stages": [{"steps": 3, "kinds": {"dreams": 1}}]}}, "dreams: set kinds of single_turn"),
+    ({"sft": {"single": {"data": "two_turn"}}}, "must learn from single"),
 ])
-def test_recipes_that_cannot_be_made(old: str, new: str, words: str, tmp_path: Path) -> None:
-    text = (RECIPES / "recipe.yaml").read_text()
-    assert old in text
-    (tmp_path / "recipe.yaml").write_text(text.replace(old, new, 1))
+def test_recipes_that_cannot_be_made(changed: dict[str, object], words: str, tmp_path: Path) -> None:
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(RECIPES / "recipe.yaml"), changed), tmp_path / "recipe.yaml")
     with pytest.raises(ConfigError, match=words):
         load_recipe(tmp_path / "recipe.yaml")
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from made_up import HUMAN, episode, turn, write_row, write_scores
 
 from nemo_mtdrive.cli import main
 from nemo_mtdrive.config import ConfigError
+from nemo_mtdrive.driving.command import generate_scenes
 from nemo_mtdrive.reproduce.curves import smooth
 from nemo_mtdrive.reproduce.gates import Gate
 from nemo_mtdrive.reproduce.graph import mock_name, size_name
@@ -21,7 +23,7 @@ from nemo_mtdrive.reproduce.hacks import FAR, JERK, choose, hacks, oddness, well
 from nemo_mtdrive.reproduce.intervals import Estimate
 from nemo_mtdrive.reproduce.page import gates_markdown, write_page
 from nemo_mtdrive.reproduce.recipe import RECIPES, Recipe, load_recipe
-from nemo_mtdrive.reproduce.results import read_result, write_result
+from nemo_mtdrive.reproduce.results import Row, read_result, write_result
 from nemo_mtdrive.reproduce.stages import named, places
 from nemo_mtdrive.reproduce.tables import mock, pictures, size, table1, table2, table3, turns
 
@@ -47,12 +49,9 @@ def root(tmp_path: Path, recipe: Recipe) -> Path:
     return tmp_path
 
 
-def column(rows: Sequence[object], name: str) -> list[float | None]:
-    found = []
-    for row in rows:
-        cell = row.cells.get(name)  # type: ignore[attr-defined]
-        found.append(None if cell is None else pytest.approx(cell.value))
-    return found
+def column(rows: Sequence[Row], name: str) -> list[Any]:
+    cells = [row.cells.get(name) for row in rows]
+    return [pytest.approx(cell.value) if isinstance(cell, Estimate) else cell for cell in cells]
 
 
 def test_table_2(root: Path, recipe: Recipe) -> None:
@@ -106,14 +105,15 @@ def test_size(root: Path, recipe: Recipe) -> None:
                 {"phase": "rl", "step": step, "time": 0.0, "rollout/last_turn/PDMS": 50.0 + step + seed}) + "\n"
                 for step in range(10)))
             (run / "summary.json").write_text(json.dumps({
-                name: {"last_turn": {"PDMS": pdms}} for name, pdms in (("before_rl", 50.0), ("rl_step_20", 55.0 + seed),
+                name: {"last_turn": {"PDMS": pdms}} for name, pdms in (("before_rl", 50.0), ("rl_step_4", 55.0 + seed),
                                                                         ("after_rl", 58.0))} | {"seconds": 3.0}))
     found = size(root, recipe, SEEDS)
     assert column(found.rows, "Over the fewest") == [None, 6.0, 19.0]
     training, validation = found.panels
+    last = float(recipe.size.steps)
     assert [(x, mean) for x, mean, _, _ in training.lines[0].points] == [
         (2.0 + at, pytest.approx(53.5 + at)) for at in range(6)], "means of five steps and of both seeds"
-    assert validation.lines[2].points == [(0.0, 50.0, 50.0, 50.0), (20.0, 56.5, 56.0, 57.0), (60.0, 58.0, 58.0, 58.0)]
+    assert validation.lines[2].points == [(0.0, 50.0, 50.0, 50.0), (4.0, 56.5, 56.0, 57.0), (last, 58.0, 58.0, 58.0)]
     assert column(found.rows, "Training, last steps") == [58.5] * 3
     assert smooth({1.0: 4.0, 2.0: 6.0}) == {1.5: 5.0} and smooth({}) == {}
 
@@ -126,10 +126,11 @@ def test_pictures(root: Path, recipe: Recipe) -> None:
                 write_row(root, named(f"pictures_{model}", seed), row, [
                     episode("s0", turn(0, pdms, off=off)), episode("s1", turn(0, 0.9, off=1.0))], kinds)
     found = pictures(root, recipe, SEEDS)
-    assert [row.names for row in found.rows[:4]] == [["SFT", "all"], ["SFT", "of the picture alone"],
-                                                     ["SFT", "crossing/red_light"], ["SFT", "straight/free"]]
-    assert column(found.rows[:4], "Worse %") == [25.0, 50.0, 50.0, 0.0]
-    assert column(found.rows[:4], "PDMS lost") == [15.0, 30.0, 30.0, 0.0]
+    assert [row.names for row in found.rows] == [
+        ["SFT", "all"], ["SFT", "of the picture alone"], ["RL", "all"], ["RL", "of the picture alone"],
+        ["RL", "crossing/red_light"], ["RL", "straight/free"]]
+    assert column(found.rows, "Worse %") == [25.0, 50.0, 25.0, 50.0, 50.0, 0.0]
+    assert column(found.rows, "PDMS lost") == [15.0, 30.0, 15.0, 30.0, 30.0, 0.0]
 
 
 def test_a_result_is_kept_whole_and_drawn_alike(root: Path, recipe: Recipe) -> None:
@@ -184,27 +185,22 @@ def test_odd_motions() -> None:
 
 
 def test_hacks_count_and_choose(root: Path, recipe: Recipe) -> None:
+    generate_scenes(2, 40, places(root, ["scenes_held_out"])["scenes_held_out"], 56, 28, {}, 1, lambda count: None)
+    one, other = "p0000040", "p0000041"
     away = HUMAN + np.array([0.0, 3 * FAR, 0.0])
-    for seed in SEEDS:
-        write_row(root, named("eval_sft_multi", seed), "model_oracle", [
-            episode("s0", turn(0, 0.95)), episode("s1", turn(0, 0.5, trajectory=away))])
-    for seed in SEEDS:
-        folder = places(root, [named("eval_rl_cross_turn", seed)])[named("eval_rl_cross_turn", seed)]
-        for path in folder.glob("episodes/model_oracle/*.jsonl"):
-            path.unlink()
-        write_row(root, named("eval_rl_cross_turn", seed), "model_oracle", [
-            episode("s0", turn(0, 0.95)), episode("s1", turn(0, 0.2), turn(1, 0.97, trajectory=away))])
-    paid = well_paid([episode("s0", turn(0, 0.95)), episode("s1", turn(0, 0.2), turn(1, 0.97, trajectory=away)),
-                      episode("s2", turn(0, None)), episode("s3", valid=False)], {}, 1, 6)
-    assert [odd.episode.scene_id for odd in paid] == ["s0", "s1"]
-    assert [odd.episode.scene_id for odd in choose(paid)] == ["s1", "s0"], "the oddest first, each scene once"
-    with pytest.raises(Exception, match="scenes_held_out"):  # counted and written; the scenes to draw are not there
-        hacks(root, recipe, SEEDS)
+    led_astray = [episode(one, turn(0, 0.95)), episode(other, turn(0, 0.2), turn(1, 0.97, trajectory=away))]
+    for model, played in (("sft_multi", [episode(one, turn(0, 0.95)), episode(other, turn(0, 0.5, trajectory=away))]),
+                          ("rl_cross_turn", led_astray)):
+        for seed in SEEDS:
+            write_row(root, named(f"eval_{model}", seed), "model_oracle", played)
+    paid = well_paid([*led_astray, episode("s2", turn(0, None)), episode("s3", valid=False)], {}, 1, 6)
+    assert [odd.episode.scene_id for odd in paid] == [one, other]
+    assert [odd.episode.scene_id for odd in choose(paid)] == [other, one], "the oddest first, each scene once"
+    files = hacks(root, recipe, SEEDS)
+    assert files[-1].name == "hacks_episodes.png" and files[-1].read_bytes().startswith(b"\x89PNG")
     result = read_result(root, "hacks")
     assert result is not None
-    sft, rl = result.rows
-    assert sft.cells["any sign"] == Estimate(0.0, (0.0, 0.0)) and sft.cells["well paid"].value == 50.0  # type: ignore[union-attr]
-    assert rl.cells["any sign"].value == 50.0 and rl.cells["well paid"].value == 100.0  # type: ignore[union-attr]
+    assert column(result.rows, "well paid") == [50.0, 100.0] and column(result.rows, "any sign") == [0.0, 50.0]
 
 
 def test_check_of_nothing_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
