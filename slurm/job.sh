@@ -15,7 +15,7 @@ SITE_KEYS=(ACCOUNT PARTITION QOS RESERVATION CONSTRAINT TIME NODES GPUS_PER_NODE
 MTDRIVE_HOME=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 POLL_S=0.5
 LONGEST_S=$((7 * 86400)) # of stages whose time nobody knows
-RUN="" TRY=0 STOPPING="" DEADLINE=0 WHY="" OVER=""
+DRYRUN=${DRYRUN:-} RUN="" TRY=0 STOPPING="" DEADLINE=0 WHY="" OVER=""
 STEPS=() # process ids of the sruns in the background
 
 say() { echo "$(date -u +%FT%TZ) $*" >&2; }
@@ -46,7 +46,7 @@ load_settings() { # site.env under the environment, over defaults
   fi
   : "${CONTAINER:=auto}" "${LAYOUT:=colocated}" "${ROLLOUT_NODES:=0}" "${MAX_TRIES:=4}" "${MIN_FREE_GB:=20}" "${PREFLIGHT:=on}"
   : "${PREFLIGHT_TIMEOUT_S:=300}" "${PROBE_TIMEOUT_S:=60}" "${REQUEUE:=1}" "${NUM_RUNS:=1}" "${IMAGE:=}" "${ROLLOUT_IMAGE:=}"
-  : "${MOUNTS:=}" "${SETUP:=}" "${NETWORK_INTERFACE:=}" "${DRYRUN:=}" "${SBATCH_EXTRA:=}"
+  : "${MOUNTS:=}" "${SETUP:=}" "${NETWORK_INTERFACE:=}" "${SBATCH_EXTRA:=}"
   for key in NODES GPUS_PER_NODE RANKS_PER_NODE ROLLOUT_NODES PORT_BASE MAX_TRIES PREFLIGHT_TIMEOUT_S PROBE_TIMEOUT_S NUM_RUNS; do
     [[ -z ${!key:-} || ${!key} =~ ^[0-9]+$ ]] || refuse "$key=${!key}: set it to a whole number"
   done
@@ -147,7 +147,7 @@ reason() { # STATE WORDS [NODE]: RUN/reason.json, whole; on a full disk in place
     printf "%-$((size - 1))s\n" "{$entry, \"before\": []}" 1<> "$path"
   fi 2> /dev/null
   [[ -n $DRYRUN ]] || say "$1: $2"
-  [[ $1 == running ]] || scontrol update JobId="$SLURM_JOB_ID" Comment="$1: ${2:0:200}" > /dev/null 2>&1 || true
+  [[ -n $DRYRUN ]] || scontrol update JobId="$SLURM_JOB_ID" Comment="RUN=$RUN $1: ${2:0:200}" > /dev/null 2>&1 || true
 }
 
 finish_job() { # CODE STATE WORDS [NODE]
