@@ -11,7 +11,8 @@ from .private_slurm import NODES, PrivateSlurm, why_not
 
 
 @pytest.fixture(scope="session")
-def _slurm() -> Iterator[PrivateSlurm]:
+def cluster() -> Iterator[PrivateSlurm]:
+    """The private Slurm as it is."""
     if reason := why_not():
         if os.environ.get("CI"):
             pytest.fail(f"{reason}; in CI Slurm must be there")
@@ -21,10 +22,10 @@ def _slurm() -> Iterator[PrivateSlurm]:
 
 
 @pytest.fixture
-def slurm(_slurm: PrivateSlurm) -> Iterator[PrivateSlurm]:
+def slurm(cluster: PrivateSlurm) -> Iterator[PrivateSlurm]:
     """The private Slurm with all nodes idle; what a test leaves behind when it fails is cleared away."""
-    yield _slurm
-    _slurm.clear()
-    _slurm.wait_for("idle nodes", lambda: all(_slurm.node_state(node) == "idle" for node in NODES))
+    yield cluster
+    cluster.clear()
+    cluster.wait_for("idle nodes", lambda: all(cluster.node_state(node) == "idle" for node in NODES))
 
 

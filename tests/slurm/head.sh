@@ -14,8 +14,8 @@ isolate() {
   hostname head
   mount -t tmpfs -o size=256m private /run   # the machine's own munge and Slurm are out of sight
   mount -t tmpfs -o size=64m private /dev/shm
-  mkdir -p /run/slurm/{state,spool,log,gpus,nodes,small} /run/munge /run/lock
-  mount -t tmpfs -o size=1m private /run/slurm/small   # a disk to fill; `mount -o remount,size=` changes it everywhere
+  mkdir -p /run/slurm/{state,spool,log,gpus,nodes,disk} /run/munge /run/lock
+  mount -t tmpfs -o size=2g private /run/slurm/disk   # shared by all nodes, to be filled
   mount --bind "$here/etc" /etc/slurm
   mount --bind "$here/etc/hosts" /etc/hosts
   for gpu in {0..7}; do ln -s /dev/null "/run/slurm/gpus/nvidia$gpu"; done

@@ -88,7 +88,7 @@ class Job:
                 command = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if word in command and "nemo_mtdrive.cli" in command:
+            if word in command and "nemo_mtdrive.cli" in command and "task" not in command:
                 found.append(pid)
         return found
 
@@ -105,7 +105,8 @@ class Job:
         """All there is to read of it, for a test that fails."""
         parts = [self.output, self.run / "reason.json", *sorted((self.run / "slurm").glob("**/*.t*")),
                  *sorted((self.run / "logs").glob("*.log"))]
-        return "".join(f"\n--- {path}\n{path.read_text(errors='replace')[-3000:]}" for path in parts if path.exists())
+        return "".join(f"\n--- {path}\n{path.read_text(errors='replace').strip()[-3000:]}"
+                       for path in parts if path.exists())
 
 
 def submit(slurm: PrivateSlurm, run_dir: Path, *options: str, script: str = "rl_32gpu.sh", overrides: tuple[str, ...] = (),
@@ -127,7 +128,7 @@ def assert_over(job: Job, slurm_state: str, exit_code: str, state: str, *, marke
         marker: whether the run must be complete; else it must not be.
     """
     said = job.wait_over()
-    assert (said["JobState"], said["ExitCode"]) == (slurm_state, exit_code), job.tale()
+    assert (said["JobState"], said["ExitCode"]) == (slurm_state, exit_code), f"{said}\n{job.tale()}"
     reason = job.reason()
     assert reason["state"] == state and reason["reason"], job.tale()
     assert reason["job"] == job.job_id, reason
