@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ class Job:
     run_dir: Path
     output: Path
     """What the batch script says."""
+    submitted: float
+    """When sbatch was called [s since the epoch]."""
 
     @property
     def run(self) -> Path:
@@ -113,9 +116,10 @@ def submit(slurm: PrivateSlurm, run_dir: Path, *options: str, script: str = "rl_
            environment: Mapping[str, str] | None = None, output: Path | None = None) -> Job:
     """`sbatch OPTIONS slurm/SCRIPT OVERRIDES` from the root of the checkout."""
     output = output or run_dir.with_name(f"{run_dir.name}.out")
+    moment = time.time()
     done = slurm.run("sbatch", "--parsable", f"--output={output}", *options, LAUNCHERS / script, *overrides,
                      folder=ROOT, environment=SITE | {"RUN_DIR": str(run_dir)} | dict(environment or {}))
-    return Job(slurm, done.stdout.strip(), run_dir, slurm.seen(output))
+    return Job(slurm, done.stdout.strip(), run_dir, slurm.seen(output), moment)
 
 
 def assert_over(job: Job, slurm_state: str, exit_code: str, state: str, *, marker: bool) -> dict[str, Any]:

@@ -82,6 +82,15 @@ def test_a_dry_run_shows_the_ranks_of_32_gpus() -> None:
     assert {"--nodes=4", "--ntasks=32", "--ntasks-per-node=8"} <= set(ranks.split())
 
 
+def test_a_dry_run_of_separate_rollout_nodes() -> None:
+    done = bash("rl_32gpu.sh", *ARGUMENTS["rl_32gpu.sh"], "parallel.data=6", "rollout.workers=8", "environment.servers=1",
+                "mtgrpo.prompts_per_step=240", "mtgrpo.mini_batch_prompts=120", DRYRUN="1", LAYOUT="disaggregated",
+                ROLLOUT_NODES="1")
+    places = {role: re.findall(r"--nodelist=(\S+)", line)[0].replace("\\", "") for line in done.stdout.splitlines()
+              for role in ("training-rank", "rollout-worker", "environment-server") if f"task {role}" in line}
+    assert places == {"training-rank": "node1,node2,node3", "rollout-worker": "node4", "environment-server": "node4"}
+
+
 def test_chained_jobs_wait_for_each_other() -> None:
     done = bash("rl_32gpu.sh", *ARGUMENTS["rl_32gpu.sh"], DRYRUN="1", NUM_RUNS="3")
     lines = [line for line in done.stdout.splitlines() if " sbatch " in line]
