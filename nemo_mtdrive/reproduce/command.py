@@ -62,8 +62,11 @@ def reproduce(asked: Request) -> int:
     if asked.what == "page":
         return _page(asked)
     whats = WHATS if asked.what == "all" else (asked.what,)
-    _make(asked, whats)
-    _print([file for what in whats for file in _tables(asked, what)])
+    with locked(asked.out):
+        _prepare(asked, whats)
+        for what in whats:  # one after the other, so that a table is there as soon as it can be
+            _make(asked, what)
+            _print(_tables(asked, what))
     if asked.what != "all":
         return DONE
     _print(hacks(asked.out, asked.recipe, asked.seeds))
@@ -108,22 +111,27 @@ def _page(asked: Request) -> int:
     return _print([asked.page])
 
 
-def _make(asked: Request, whats: Sequence[str]) -> None:
-    """Every stage that the tables stand on."""
+def _prepare(asked: Request, whats: Sequence[str]) -> None:
+    """Refuse or drop what was made of other values, and say what it will take."""
     graph = graph_for(asked.recipe, asked.seeds, whats)
     made_of = hashes(graph)
-    with locked(asked.out), open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
-        if others := stale(asked.out, graph, made_of):
-            if not asked.again:
-                raise ConfigError(f"--out {asked.out}: {', '.join(others)} made of other values (recipe, config, --scale, "
-                                  "--held-out, --seeds); set them as they were, another --out, or --again to make them anew")
-            drop(asked.out, others)
-        jobs = asked.jobs or available_cpus()
-        left = set(graph) - done(asked.out, graph, made_of)
-        cpu = sum(seconds for name, seconds in expected_s(asked.out, graph).items() if name in left)
-        progress.note(f"reproduce {asked.what}: {len(left)} of {len(graph)} stages to make, about {format_seconds(cpu)} of "
-                      f"CPU, {format_seconds(cpu / jobs)} or more with {jobs} at the same time")
-        Runner(asked.out, graph, made_of, jobs, progress).run()
+    if others := stale(asked.out, graph, made_of):
+        if not asked.again:
+            raise ConfigError(f"--out {asked.out}: {', '.join(others)} made of other values (recipe, config, --scale, "
+                              "--held-out, --seeds); set them as they were, another --out, or --again to make them anew")
+        drop(asked.out, others)
+    jobs = asked.jobs or available_cpus()
+    left = set(graph) - done(asked.out, graph, made_of)
+    cpu = sum(seconds for name, seconds in expected_s(asked.out, graph).items() if name in left)
+    print(f"reproduce {asked.what}: {len(left)} of {len(graph)} stages to make, about {format_seconds(cpu)} of CPU, "
+          f"{format_seconds(cpu / jobs)} or more with {jobs} at the same time", file=sys.stderr)
+
+
+def _make(asked: Request, what: str) -> None:
+    """Every stage that a table stands on."""
+    graph = graph_for(asked.recipe, asked.seeds, [what])
+    with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
+        Runner(asked.out, graph, hashes(graph), asked.jobs or available_cpus(), progress).run()
 
 
 def listing(root: Path, graph: Graph, made_of: dict[str, str], with_commands: bool) -> list[str]:

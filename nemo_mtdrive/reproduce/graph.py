@@ -139,8 +139,10 @@ def _fitting(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _training(recipe: Recipe, command: str, seed: int, *values: str) -> tuple[str, ...]:
+    freezes = recipe.vision.steps and recipe.vision.freeze
+    frozen = ("model.freeze_vision=true", "model.freeze_projector=true") if freezes else ()
     return ("nemo-mtdrive", command, "--config-dir", "{conf}", "--config-name", recipe.config, "run_dir={out}",
-            f"seed={seed}", *_training_scenes(recipe), f"validation.scenes={recipe.scenes.validation}", *values)
+            f"seed={seed}", *_training_scenes(recipe), f"validation.scenes={recipe.scenes.validation}", *frozen, *values)
 
 
 def _training_scenes(recipe: Recipe) -> tuple[str, ...]:

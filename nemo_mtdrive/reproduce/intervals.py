@@ -13,6 +13,7 @@ scenes alone and says nothing about other trainings.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,13 +50,17 @@ def drawn_means(values: Array, draws: int = DRAWS, seed: int = SEED) -> Array:
     known = np.isfinite(spread).astype(np.float64)
     filled = np.where(known > 0, spread, 0.0)
     seeds, scenes = values.shape
-    rng = np.random.default_rng(seed)
-    of_seed = rng.multinomial(seeds, np.full(seeds, 1.0 / seeds), size=draws).astype(np.float64)
-    of_scene = rng.multinomial(scenes, np.full(scenes, 1.0 / scenes), size=draws).astype(np.float64)
+    of_seed, of_scene = _drawn(seeds, draws, (seed, 0)), _drawn(scenes, draws, (seed, 1))
     sums = (of_seed * (of_scene @ filled.T)).sum(axis=1)
     weights = (of_seed * (of_scene @ known.T)).sum(axis=1)
     with np.errstate(invalid="ignore"):
         return np.asarray(sums / weights)
+
+
+@lru_cache(maxsize=6)  # the columns of a table are all of the same scenes
+def _drawn(count: int, draws: int, seed: tuple[int, int]) -> Array:
+    """[draws, count] how often each of `count` is drawn when as many are drawn with replacement."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), size=draws).astype(np.float64)
 
 
 def _spread(values: Array) -> Array:

@@ -57,6 +57,8 @@ class Vision:
 
     steps: int = 0
     """Of `pretrain-vision`; 0: there is none, each SFT starts from random weights of its seed."""
+    freeze: bool = True
+    """SFT and RL leave the tower and its projector as they are: a language model that knows nothing yet would shake them."""
     set: list[str] = field(default_factory=list)
     """Further KEY=VALUE of it."""
 

@@ -169,6 +169,8 @@ def test_a_common_start_is_a_stage_when_it_has_steps(recipe: Recipe) -> None:
                            for steps in (10, 0))
     assert "vision" in with_start["sft_single-s2"].needs and "vision" in with_start["sft_mock_50-s1"].needs
     assert "model.init_from={vision}" in with_start["sft_multi-s1"].commands[0]
+    assert all("model.freeze_vision=true" in with_start[name].commands[0] for name in ("sft_multi-s1", "rl_unbiased-s3"))
+    assert not [word for word in without["rl_unbiased-s3"].commands[0] if "freeze" in word]
     assert "vision" not in without and not [word for word in without["sft_multi-s1"].commands[0] if "init_from" in word]
 
 
