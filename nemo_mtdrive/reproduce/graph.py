@@ -142,7 +142,7 @@ def _training(recipe: Recipe, command: str, seed: int, *values: str) -> tuple[st
     freezes = recipe.vision.steps and recipe.vision.freeze
     frozen = ("model.freeze_vision=true", "model.freeze_projector=true") if freezes else ()
     return ("nemo-mtdrive", command, "--config-dir", "{conf}", "--config-name", recipe.config, "run_dir={out}",
-            f"seed={seed}", *_training_scenes(recipe), f"validation.scenes={recipe.scenes.validation}", *frozen, *values)
+            f"seed={seed}", *_training_scenes(recipe), "validation.scenes=0", *frozen, *values)
 
 
 def _training_scenes(recipe: Recipe) -> tuple[str, ...]:
@@ -253,7 +253,8 @@ def _sizes(recipe: Recipe, seed: int) -> Iterator[Stage]:
     for part, count in size_scenes(recipe).items():
         name = size_name(part)
         yield _rl(recipe, name, seed, recipe.size.steps, (), f"mtgrpo.estimator={MODEL_RL}",
-                  f"scenes.count={count}", f"validation.every_steps={recipe.size.validate_every}")
+                  f"scenes.count={count}", f"validation.scenes={recipe.scenes.validation}",
+                  f"validation.every_steps={recipe.size.validate_every}")
         yield _evaluation(recipe, name, seed, turns=recipe.rl.turns)
 
 

@@ -127,7 +127,7 @@ class Pictures:
 
     seed: int = 3
     kinds: list[str] = field(default_factory=list)
-    """Kinds of scenes of which the question's words tell nothing: what to do is in the picture alone."""
+    """Roads, situations or whole kinds of which the question's words tell nothing: what to do is in the picture alone."""
 
 
 @dataclass

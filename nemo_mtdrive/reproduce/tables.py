@@ -162,7 +162,7 @@ def _value(cell: Estimate | int | None) -> float:
 def picture_cells(own: Played, other: Played, kind: str, alone: Sequence[str]) -> dict[str, Estimate | int | None]:
     """What other pictures do to the scenes of a kind; `all`, or those of the kinds `alone`."""
     wanted = [at for at, name in enumerate(own.kinds)
-              if kind in ("all", name) or (kind == ALONE and name in alone)]
+              if kind in ("all", name) or (kind == ALONE and {name, *name.split("/")} & set(alone))]
     error, errors, score, scores = (row.after(metric, 1)[:, wanted] for metric in ("ADE", "PDMS") for row in (own, other))
     both = np.isfinite(error) & np.isfinite(errors)
     error, errors = np.where(both, error, np.nan), np.where(both, errors, np.nan)

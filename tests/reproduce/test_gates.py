@@ -106,6 +106,7 @@ def test_pictures() -> None:
     assert not gates.pictures_matter(own, own).passed
     decides = gates.pictures_decide(own, worse, ["crossing/red_light"])
     assert decides.passed and decides.found.startswith("40.00")
+    assert gates.pictures_decide(own, worse, ["red_light"]).found == gates.pictures_decide(own, worse, ["crossing"]).found
     assert not gates.pictures_decide(own, worse, ["straight/free"]).passed
     assert not gates.pictures_decide(own, worse, ["narrow_street/parked"]).passed, "no such scene"
 
