@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,14 +99,19 @@ class Story:
         reason = self.job.reason()
         return [*reason["before"], *([reason] if reason["state"] != "running" else [])] if reason else []
 
-    def time_limit(self) -> None:
-        """Slurm's own signal before the time limit: the limit moves to within an hour, and back once the signal came."""
+    def time_limit(self, meanwhile: Callable[[], Job]) -> Job:
+        """Slurm's own signal before the time limit: the limit moves to within an hour, and back once the signal came.
+
+        Slurm looks at limits every half minute; what `meanwhile` starts has the machine until then.
+        """
         workers = self.await_progress("time limit")
         self.slurm.run("scontrol", "update", f"jobid={self.job.job_id}", "TimeLimit=50")
+        other = meanwhile()
         self.slurm.wait_for("Slurm's signal", (self.job.run / "stop").exists)
         self.slurm.run("scontrol", "update", f"jobid={self.job.job_id}", "TimeLimit=600")
         freeze(workers, False)
         self.await_word("time limit", "requeued")
+        return other
 
     def preemption(self, go: Path) -> None:
         """A job of the partition `high` wants the nodes."""
@@ -130,10 +135,10 @@ class Story:
         self.told.lost = victim
 
     def lost_batch_host(self) -> None:
-        """The node of the batch script loses power: no trap of it runs."""
-        workers = self.await_progress("lost batch host")
+        """The node of the batch script loses power as soon as the ranks are there: no trap of it runs."""
+        self.slurm.wait_for("ranks", lambda: len(self.job.role("train-rank")) == 2)
+        self.told.nodes["lost batch host"] = self.job.nodes()
         self.slurm.kill_node(self.job.batch_node())
-        freeze(workers, False)
         self.await_word("lost batch host", "interrupted")
 
     def scancel(self) -> None:
@@ -157,10 +162,10 @@ class Story:
 def runs(cluster: PrivateSlurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Job, Told]]:
     """The undisturbed run and the one with mishaps, both to their ends."""
     folder = tmp_path_factory.mktemp("training")
-    undisturbed = submit(cluster, folder / "undisturbed", *TWO_NODES, overrides=TINY, environment=SETTINGS)
     story = Story(cluster, DISK / "disturbed")
     story.submit()
-    story.time_limit()
+    undisturbed = story.time_limit(meanwhile=lambda: submit(
+        cluster, folder / "undisturbed", *TWO_NODES, overrides=TINY, environment=SETTINGS))
     story.preemption(folder / "go")
     undisturbed.wait_over()
     story.lost_worker_node()
