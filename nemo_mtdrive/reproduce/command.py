@@ -16,7 +16,7 @@ from nemo_mtdrive.reproduce.checks import check
 from nemo_mtdrive.reproduce.graph import MODEL_DIRECTORY, WHATS, graph_for
 from nemo_mtdrive.reproduce.hacks import hacks
 from nemo_mtdrive.reproduce.marks import done, drop, expected_s, locked, read_mark, stale
-from nemo_mtdrive.reproduce.page import CHECK_FILE, gates_markdown, write_page
+from nemo_mtdrive.reproduce.page import CHECK_FILE, budget_markdown, gates_markdown, write_page
 from nemo_mtdrive.reproduce.recipe import Recipe
 from nemo_mtdrive.reproduce.results import RESULTS, write_result
 from nemo_mtdrive.reproduce.runner import Runner
@@ -106,7 +106,12 @@ def _check(asked: Request) -> int:
 
 def _page(asked: Request) -> int:
     """Write the page; a block without a result says so."""
-    for name in write_page(asked.out, asked.page):
+    rows = []
+    for what in (*WHATS, "all"):
+        graph = graph_for(asked.recipe, asked.seeds, WHATS if what == "all" else [what])
+        rows.append((what, len(graph), sum(expected_s(asked.out, graph).values()),
+                     len(done(asked.out, graph, hashes(graph)))))
+    for name in write_page(asked.out, asked.page, {"budget": budget_markdown(rows)}):
         print(f"nemo-mtdrive: {asked.page}: {name} is not measured yet", file=sys.stderr)
     return _print([asked.page])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nemo_mtdrive.config import ConfigError
@@ -23,8 +23,10 @@ MADE_BY = {"pictures": "table1"}
 """Results that come with another's command."""
 
 
-def write_page(root: Path, page: Path) -> list[str]:
+def write_page(root: Path, page: Path, own: Mapping[str, str]) -> list[str]:
     """Fill every block of the page from ROOT/results, figures beside it; returns the names of blocks without a result.
+
+    `own` has the words of blocks that are no results, by name.
 
     Raises:
         ConfigError: no such page, one without blocks, or a damaged result.
@@ -36,7 +38,7 @@ def write_page(root: Path, page: Path) -> list[str]:
     if not names:
         raise ConfigError(f"--page {page}: no block <!-- reproduce:NAME --> ... <!-- /reproduce:NAME --> in it")
     figures = page.with_suffix("")
-    blocks = {name: block(root, name, figures) for name in names}
+    blocks = {name: own[name] if name in own else block(root, name, figures) for name in names}
     write_whole(page, _BLOCK.sub(lambda found: f"{found[1]}{blocks[found[2]] or absent(found[2])}{found[3]}", text))
     return [name for name, body in blocks.items() if body is None]
 
@@ -78,6 +80,13 @@ def provenance(result: Result) -> str:
 def absent(name: str) -> str:
     """What stands in place of a result that is not there."""
     return f"Not measured yet: `nemo-mtdrive reproduce {MADE_BY.get(name, name)}`, then `nemo-mtdrive reproduce page`.\n"
+
+
+def budget_markdown(rows: Sequence[tuple[str, int, float, int]]) -> str:
+    """(what, stages, CPU seconds, stages of them that were measured) as a table."""
+    lines = ["| `nemo-mtdrive reproduce` | Stages | CPU hours | of them measured |", "| --- | ---: | ---: | ---: |"]
+    lines += [f"| {what} | {stages} | {seconds / 3600:.1f} | {measured} |" for what, stages, seconds, measured in rows]
+    return "\n".join(lines) + "\n"
 
 
 def gates_markdown(gates: Sequence[Gate]) -> str:

@@ -143,7 +143,7 @@ class Costs:
     vision_picture: float = 0.016
     """Of `pretrain-vision`."""
     sample: dict[str, float] = field(
-        default_factory=lambda: {"single_turn": 0.055, "multi_turn": 0.12, "understanding": 0.055})
+        default_factory=lambda: {"single_turn": 0.055, "multi_turn": 0.18, "understanding": 0.06})
     """Of SFT, by kind."""
     rl_episode: float = 0.5
     """Played and learned from."""

@@ -21,7 +21,7 @@ from nemo_mtdrive.reproduce.gates import Gate
 from nemo_mtdrive.reproduce.graph import mock_name, size_name
 from nemo_mtdrive.reproduce.hacks import FAR, JERK, choose, hacks, oddness, well_paid
 from nemo_mtdrive.reproduce.intervals import Estimate
-from nemo_mtdrive.reproduce.page import gates_markdown, write_page
+from nemo_mtdrive.reproduce.page import budget_markdown, gates_markdown, write_page
 from nemo_mtdrive.reproduce.recipe import RECIPES, Recipe, load_recipe
 from nemo_mtdrive.reproduce.results import Row, read_result, write_result
 from nemo_mtdrive.reproduce.stages import named, places
@@ -152,21 +152,24 @@ def test_the_page_is_filled_between_its_marks(root: Path, recipe: Recipe, tmp_pa
     page = tmp_path / "docs" / "results.md"
     page.parent.mkdir()
     page.write_text("Before.\n<!-- reproduce:table2 -->\nold\n<!-- /reproduce:table2 -->\nBetween.\n"
-                    "<!-- reproduce:pictures -->\n<!-- /reproduce:pictures -->\nAfter.\n")
-    assert write_page(root, page) == ["pictures"]
+                    "<!-- reproduce:pictures -->\n<!-- /reproduce:pictures -->\n"
+                    "<!-- reproduce:budget -->\n<!-- /reproduce:budget -->\nAfter.\n")
+    budget = budget_markdown([("all", 115, 7200.0, 3)])
+    assert write_page(root, page, {"budget": budget}) == ["pictures"]
     first = page.read_text()
     assert first.startswith("Before.\n") and first.endswith("After.\n") and "\nBetween.\n" in first and "old" not in first
     assert "| 5 | One stage, with understanding and multi-turn data | 6 |" in first and "58.0 [58.0, 58.0]" in first
     assert "2 seeds, 2 held-out scenes; 95% intervals of scenes and seeds." in first
     assert "![Table 2: SFT](results/table2.svg)" in first and (page.parent / "results" / "table2.svg").is_file()
     assert "Not measured yet: `nemo-mtdrive reproduce table1`" in first
-    write_page(root, page)
+    assert "| all | 115 | 2.0 | 3 |" in first
+    write_page(root, page, {"budget": budget})
     assert page.read_text() == first
     (tmp_path / "plain.md").write_text("nothing")
     with pytest.raises(ConfigError, match="no block"):
-        write_page(root, tmp_path / "plain.md")
+        write_page(root, tmp_path / "plain.md", {})
     with pytest.raises(ConfigError, match="no such file"):
-        write_page(root, tmp_path / "none.md")
+        write_page(root, tmp_path / "none.md", {})
 
 
 def test_gates_as_a_table() -> None:
