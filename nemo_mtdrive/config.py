@@ -258,7 +258,7 @@ class TransferConfig:
     """Keep what a frozen vision tower and projector make of an image in place of its pixels: auto (where both are frozen
     and iptc is on), on (refused elsewhere) or off."""
     link: str = "shm"
-    """shm (one node) or zmq (many)."""
+    """shm (images through the shared memory of each node) or zmq (over sockets alone); both reach other nodes."""
     threads: int = 2
     in_flight: int = 64
     image_store_mb: int = 1024
