@@ -96,7 +96,7 @@ class Runner:
         plain = spelled(stage, self._root)
         mark = begin(self._root, stage, self._made_of[stage.name], plain)
         workers = available_cpus() if alone and not self._running else 1
-        commands = [_at_work(command, workers, self._root, stage) for command in plain]
+        commands = [at_work(command, workers, self._root, stage) for command in plain]
         self._progress.note(f"{stage.name}: {'goes on' if goes_on else 'begins'}, about "
                             f"{format_seconds(self._expected[stage.name])} of CPU; {self._log(stage)}")
         self._running.append(Running(stage, commands, mark, self._open(stage, commands[0])))
@@ -168,7 +168,7 @@ class Runner:
         self._running = []
 
 
-def _at_work(command: Sequence[str], workers: int, root: Path, stage: Stage) -> list[str]:
+def at_work(command: Sequence[str], workers: int, root: Path, stage: Stage) -> list[str]:
     """The command with what changes nothing of its result: worker processes, and going on from a checkpoint."""
     words = list(command)
     if any(word in words[1:3] for word in TAKES_WORKERS) and "rl-set" not in words and "--model" not in words:

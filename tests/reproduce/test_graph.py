@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from nemo_mtdrive.cli import _parser
 from nemo_mtdrive.config import Config, ConfigError, load_config
 from nemo_mtdrive.driving.sources import Address, open_scenes
+from nemo_mtdrive.models.tiny import random_hf_state
+from nemo_mtdrive.ranks import hf_config, load_tokenizer, tokenizer_files
 from nemo_mtdrive.reproduce.graph import HELD_OUT, TRAIN, WHATS, graph_for, size_scenes, stages_of, whole_graph
 from nemo_mtdrive.reproduce.recipe import RECIPES, Recipe, load_recipe, scaled
 from nemo_mtdrive.reproduce.stages import CONFIGS, Stage, graph_of, hashes, needed_for, spelled
@@ -199,3 +201,11 @@ def test_needed_for_is_closed(recipe: Recipe) -> None:
     part = needed_for(graph, ["rl_set"])
     assert "sft_multi-s1" in part and HELD_OUT not in part
     assert list(part) == [name for name in graph if name in part]
+
+
+def test_the_model_fits_into_eight_megabytes(recipe: Recipe) -> None:
+    """In bfloat16, its tokenizer included."""
+    config = load_config(recipe.config, [], CONFIGS)
+    state = random_hf_state(hf_config(config, load_tokenizer(config)), 1)
+    tokenizer = sum(path.stat().st_size for path in tokenizer_files(config).iterdir())
+    assert 2 * sum(tensor.numel() for tensor in state.values()) + tokenizer < 8_000_000

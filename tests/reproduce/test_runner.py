@@ -14,7 +14,7 @@ import pytest
 
 from nemo_mtdrive.config import ConfigError
 from nemo_mtdrive.reproduce.marks import begin, done, drop, expected_s, folder_of, locked, read_mark, stale
-from nemo_mtdrive.reproduce.runner import Runner
+from nemo_mtdrive.reproduce.runner import Runner, at_work
 from nemo_mtdrive.reproduce.stages import Graph, Stage, graph_of, hashes, named
 from nemo_mtdrive.supervision import JobFailed
 from nemo_mtdrive.telemetry.progress import Progress, open_progress
@@ -199,3 +199,21 @@ def test_a_damaged_mark_is_refused(tmp_path: Path, script: Path) -> None:
     (folder_of(tmp_path, "a") / "stage.json").write_text("{}")
     with pytest.raises(ConfigError, match="not the mark of a stage"):
         read_mark(tmp_path, "a")
+
+
+def test_what_is_added_to_a_command_changes_nothing_of_its_result(tmp_path: Path) -> None:
+    """Worker processes where a command takes them, and going on from a checkpoint where a run has begun."""
+    made = Stage("x", (), ())
+    curate = ["nemo-mtdrive", "curate", "single-turn", "--out", "D"]
+    assert at_work(curate, 2, tmp_path, made) == [*curate, "--workers", "2"]
+    assert at_work([*curate, "--model", "M"], 2, tmp_path, made) == [*curate, "--model", "M"]
+    generate = ["nemo-mtdrive", "scenes", "generate", "--out", "D"]
+    assert at_work(generate, 1, tmp_path, made) == [*generate, "--workers", "1"]
+    sft = ["nemo-mtdrive", "sft", "run_dir=R"]
+    assert at_work(sft, 2, tmp_path, made) == sft
+    run_dir = folder_of(tmp_path, "x") / "out"
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.yaml").touch()
+    assert at_work(sft, 2, tmp_path, made) == [*sft, "resume=true"]
+    assert at_work(["nemo-mtdrive", "evaluate", "--out", "D"], 2, tmp_path, made) == ["nemo-mtdrive", "evaluate", "--out", "D"]
+    assert at_work(["python", "convert.py"], 2, tmp_path, made) == ["python", "convert.py"]
