@@ -146,7 +146,7 @@ class Story:
         workers = self.await_progress("scancel")
         freeze(workers, False)
         self.slurm.run("scancel", self.job.job_id)
-        self.note("scancel", assert_over(self.job, "CANCELLED", "0:0", "cancelled", marker=False))
+        self.note("scancel", assert_over(self.job, "CANCELLED", "143:0", "cancelled", marker=False))
 
     def full_disk(self) -> None:
         """Nothing can be written any more; there is room again afterwards."""
