@@ -15,6 +15,8 @@ WHATS = ("model", "table1", "table2", "table3", "turns", "mock", "size")
 SPLIT_SEED = 7
 """Of the training scenes into those that are learned from and those for validation: of a run and its data alike."""
 TRAIN, HELD_OUT, DRIVERS, VISION, RL_SET = "scenes_train", "scenes_held_out", "eval_drivers", "vision", "rl_set"
+USUAL_TURNS = 2.2
+"""That an episode takes, whatever the most; of the budget."""
 MODEL_DIRECTORY = "model"
 """The stage whose output is the Hugging Face directory of the model that is shipped."""
 
@@ -230,7 +232,7 @@ def _evaluation(recipe: Recipe, model: str, seed: int, *, turns: int, kinematic:
     command = ("nemo-mtdrive", "evaluate", "--model", f"model={{{trained}}}", "--feedback", *feedback, "--scenes",
                f"{{{HELD_OUT}}}", "--turns", str(turns), "--seed", str(seed), "--record", "0", "--out", "{out}")
     return Stage(named(f"eval_{model}", seed), (command,), (HELD_OUT, trained),
-                 cpu_s=recipe.scenes.held_out * len(feedback) * min(turns, 3) * recipe.costs.answer)
+                 cpu_s=recipe.scenes.held_out * len(feedback) * min(turns, USUAL_TURNS) * recipe.costs.answer)
 
 
 def _pictures(recipe: Recipe, model: str, seed: int) -> Stage:

@@ -143,11 +143,11 @@ class Costs:
     vision_picture: float = 0.016
     """Of `pretrain-vision`."""
     sample: dict[str, float] = field(
-        default_factory=lambda: {"single_turn": 0.055, "multi_turn": 0.18, "understanding": 0.06})
+        default_factory=lambda: {"single_turn": 0.045, "multi_turn": 0.18, "understanding": 0.05})
     """Of SFT, by kind."""
     rl_episode: float = 0.5
     """Played and learned from."""
-    answer: float = 0.05
+    answer: float = 0.09
     """Of one turn of an evaluation, scored."""
 
 
