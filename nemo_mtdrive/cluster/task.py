@@ -19,6 +19,7 @@ from typing import Any
 from nemo_mtdrive.cluster.files import current_try, read_layout, this_node, try_folder, write_ended
 from nemo_mtdrive.cluster.layout import Layout, Role
 from nemo_mtdrive.config import Config, ConfigError, read_config
+from nemo_mtdrive.config_checks import rollout_python
 from nemo_mtdrive.launch import Endpoints, LineReader, newest_checkpoint, read_endpoints, thread_limits
 from nemo_mtdrive.process import SHM_ROOT, STARTED, WRONG_REQUEST
 from nemo_mtdrive.supervision import RESTARTS_FILE, Job, JobFailed, JobInterrupted, Restarts, interruptible
@@ -112,7 +113,8 @@ class _Task:
             arguments.append("--resume")
         cpus = cpus_for(self._role, sorted(os.sched_getaffinity(0)), self._config.environment.workers)
         os.sched_setaffinity(0, cpus)
-        job.start(f"{self._role}-{self._index}", [sys.executable, "-m", "nemo_mtdrive.cli", *arguments], environment, **how)
+        python = python_of(self._role, self._config, os.environ)
+        job.start(f"{self._role}-{self._index}", [python, "-m", "nemo_mtdrive.cli", *arguments], environment, **how)
 
     def _serve(self, job: Job, stack: ExitStack) -> None:
         limits = self._config.environment
@@ -166,6 +168,15 @@ class _Task:
             found = json.loads(self._lost.read_text())
             self._lost.unlink()
             job.kill(f"{self._role}-{self._index}", found["pid"], found["reason"])
+
+
+def python_of(role: Role, config: Config, environment: Mapping[str, str]) -> str:
+    """The Python of a task's process: the one that runs this, which in a container is the image's; without containers a
+    vLLM worker's is the config's, as on one machine, unless the site has set one."""
+    from_config = environment.get("MTDRIVE_ROLLOUT_PYTHON") == "config"
+    if role == "rollout-worker" and config.rollout.engine == "vllm" and from_config:
+        return str(rollout_python(config.rollout))
+    return sys.executable
 
 
 def rank_environment(layout: Layout, endpoints: Endpoints, rank: int) -> dict[str, str]:

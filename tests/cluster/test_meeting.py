@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemo_mtdrive.cluster import files, stages
-from nemo_mtdrive.cluster.layout import Allocation, make_layout
+from nemo_mtdrive.cluster.layout import Allocation, Layout, make_layout
 from nemo_mtdrive.cluster.meeting import LOOPBACK, make_cluster_endpoints, own_address, resolve
 from nemo_mtdrive.config import Config, ConfigError
 from nemo_mtdrive.launch import read_endpoints
@@ -18,13 +18,13 @@ ADDRESSES = {"node1": "10.0.0.1", "node2": "10.0.0.2"}
 
 
 @pytest.fixture
-def layout():
+def layout() -> Layout:
     config = Config()
     config.parallel.tensor, config.parallel.data, config.rollout.workers, config.environment.servers = 1, 4, 2, 2
     return make_layout(config, Allocation(("node1", "node2"), 0, 2, port_base=21000))
 
 
-def test_each_listener_is_at_its_own_node(layout, tmp_path: Path) -> None:
+def test_each_listener_is_at_its_own_node(layout: Layout, tmp_path: Path) -> None:
     endpoints = make_cluster_endpoints(layout, ADDRESSES, 1, tmp_path)
     assert endpoints.environment_urls == ["http://10.0.0.1:21006", "http://10.0.0.2:21007"]
     assert [each.rpartition(":")[0] for each in endpoints.episodes] == ["tcp://10.0.0.1"] * 2 + ["tcp://10.0.0.2"] * 2
@@ -33,7 +33,7 @@ def test_each_listener_is_at_its_own_node(layout, tmp_path: Path) -> None:
     assert len({endpoints.control, *endpoints.episodes, *endpoints.environment_urls}) == 7
 
 
-def test_tries_share_no_secret(layout, tmp_path: Path) -> None:
+def test_tries_share_no_secret(layout: Layout, tmp_path: Path) -> None:
     first, second = (make_cluster_endpoints(layout, ADDRESSES, attempt, tmp_path) for attempt in (1, 2))
     assert first.keys is not None and second.keys is not None
     assert first.run_id != second.run_id
@@ -42,7 +42,7 @@ def test_tries_share_no_secret(layout, tmp_path: Path) -> None:
 
 
 def test_meet_writes_for_the_owner_only_and_forgets_the_try_before(
-        layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTDRIVE_TRY", "2")
     files.write_layout(layout, tmp_path)
     (tmp_path / "status.json").write_text("{}")
@@ -60,7 +60,7 @@ def test_meet_writes_for_the_owner_only_and_forgets_the_try_before(
     assert not (tmp_path / "status.json").exists()
 
 
-def test_the_layout_comes_back_as_it_was(layout, tmp_path: Path) -> None:
+def test_the_layout_comes_back_as_it_was(layout: Layout, tmp_path: Path) -> None:
     files.write_layout(layout, tmp_path)
     assert files.read_layout(tmp_path) == layout
     assert (tmp_path / "slurm" / "layout.tsv").read_text().splitlines()[-1] == "training-rank\t4\t2\t2\tblock\tnode1,node2"

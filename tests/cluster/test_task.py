@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from nemo_mtdrive.cluster.layout import Allocation, Layout, make_layout
 from nemo_mtdrive.cluster.meeting import make_cluster_endpoints
-from nemo_mtdrive.cluster.task import cpus_for, local_rank_of, place, rank_environment, visible_gpus
+from nemo_mtdrive.cluster.task import cpus_for, local_rank_of, place, python_of, rank_environment, visible_gpus
 from nemo_mtdrive.config import Config, ConfigError
 
 
@@ -33,7 +36,7 @@ def test_a_task_that_is_elsewhere_refuses(layout: Layout, environment: dict[str,
         place(layout, "training-rank", environment)
 
 
-def test_a_rank_finds_its_peers_and_its_gpu(layout: Layout, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_finds_its_peers_and_its_gpu(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
     endpoints = make_cluster_endpoints(layout, {"node1": "10.0.0.1", "node2": "10.0.0.2"}, 1, tmp_path)
     found = rank_environment(layout, endpoints, 11)
@@ -53,6 +56,16 @@ def test_a_worker_sees_its_own_gpus_alone(layout: Layout) -> None:
     assert visible_gpus((), {}) == {}
     with pytest.raises(ConfigError, match="the layout has GPUs 2, 3 for this task, Slurm shows it none"):
         visible_gpus((2, 3), {})
+
+
+def test_a_vllm_worker_has_its_own_python_unless_the_site_chose_one() -> None:
+    config = Config()
+    config.rollout.engine, config.rollout.python = "vllm", "/rollout/bin/python"
+    ours = {"MTDRIVE_ROLLOUT_PYTHON": "config"}
+    assert python_of("rollout-worker", config, ours) == "/rollout/bin/python"
+    assert python_of("training-rank", config, ours) == python_of("rollout-worker", config, {}) == sys.executable
+    config.rollout.engine = "native"
+    assert python_of("rollout-worker", config, ours) == sys.executable
 
 
 def test_environment_servers_have_the_last_cpus_to_themselves() -> None:

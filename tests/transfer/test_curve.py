@@ -12,7 +12,7 @@ import pytest
 
 from nemo_mtdrive.image_key import image_key
 from nemo_mtdrive.transfer.curve import CurveKeys
-from nemo_mtdrive.transfer.link import ReceiveTimeout, open_receiver, open_sender
+from nemo_mtdrive.transfer.link import EpisodeReceiver, EpisodeSender, ReceiveTimeout, open_receiver, open_sender
 
 from .conftest import RUN
 from .make_episodes import make_episode, make_image, make_task
@@ -20,15 +20,15 @@ from .make_episodes import make_episode, make_image, make_task
 OPTIONS: dict[str, Any] = {"image_budget_bytes": 1 << 20}
 
 
-def receiver_at(root: Path, keys: CurveKeys | None, endpoint: str = "tcp://127.0.0.1:0"):
+def receiver_at(root: Path, keys: CurveKeys | None, endpoint: str = "tcp://127.0.0.1:0") -> EpisodeReceiver:
     return open_receiver("zmq", endpoint, RUN, shm_root=root, keep_frames=False, keys=keys, **OPTIONS)
 
 
-def sender_to(root: Path, endpoint: str, keys: CurveKeys | None):
+def sender_to(root: Path, endpoint: str, keys: CurveKeys | None) -> EpisodeSender:
     return open_sender("zmq", [endpoint], RUN, in_flight=4, lost_after_s=100, shm_root=root, keys=keys, **OPTIONS)
 
 
-def send(sender) -> None:
+def send(sender: EpisodeSender) -> None:
     image = make_image(1)
     sender.send(make_episode(make_task("secret-scene"), 0, image), {image_key(image): image})
 
