@@ -132,7 +132,7 @@ def assert_over(job: Job, slurm_state: str, exit_code: str, state: str, *, marke
         marker: whether the run must be complete; else it must not be.
     """
     said = job.wait_over()
-    assert (said["JobState"], said["ExitCode"]) == (slurm_state, exit_code), f"{said}\n{job.tale()}"
+    assert (said["JobState"], said["ExitCode"]) == (slurm_state, exit_code), f"{said}\n{job.slurm.describe()}{job.tale()}"
     reason = job.reason()
     assert reason["state"] == state and reason["reason"], job.tale()
     assert reason["job"] == job.job_id, reason

@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 NODES = (1, 2, 3, 4)
 LONGEST_S = 1800.0
 """What any condition is waited for, on a machine that is ten times slower."""
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter")
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "pgrep")
 _NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
 _APART = ("unshare", *_NAMESPACES, "--fork", "--kill-child", "--mount-proc")
 _SBIN = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
@@ -145,10 +145,11 @@ class PrivateSlurm:
         return self.run("squeue", "-h", "-o", "%i").stdout.split()
 
     def hurry(self) -> None:
-        """Start requeued jobs now: Slurm lets them wait for two minutes, so that the node's old credentials run out."""
+        """Start requeued jobs now. Slurm lets them wait for two minutes, for what is left of the start before: if a job
+        started before its old batch script had said good-bye, that would end the new one. So we wait for its daemons."""
         for line in self.run("squeue", "-h", "-t", "PD", "-o", "%i %r").stdout.splitlines():
             job_id, _, reason = line.partition(" ")
-            if reason == "BeginTime":
+            if reason == "BeginTime" and self.run("pgrep", "-f", rf"^slurmstepd: \[{job_id}\.", check=False).returncode:
                 self.run("scontrol", "update", f"jobid={job_id}", "StartTime=now", check=False)  # it may start just then
 
     def clear(self) -> None:
@@ -177,7 +178,7 @@ class PrivateSlurm:
 
     def describe(self) -> str:
         """The queue, the nodes and the end of the controller's log."""
-        return self.run("bash", "-c", "squeue; sinfo -N -l; tail -n 15 /run/slurm/log/slurmctld.log", check=False).stdout
+        return self.run("bash", "-c", "squeue; sinfo -N -l; tail -n 25 /run/slurm/log/slurmctld.log", check=False).stdout
 
     def _tell(self, line: str) -> None:
         self._ask.write(f"{line}\n")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from .jobs import Job, assert_over, submit
 from .private_slurm import PrivateSlurm
 
 ONLY = {"PREFLIGHT": "only", "MIN_FREE_GB": "0.01"}
-SMALL = ("model.init_from=", "model.hidden_size=512", "scenes=procedural")
+SMALL = ("model.init_from=", "model.hidden_size=512", "scenes=procedural", f"rollout.python={sys.executable}")
 """The paper's layout with a model and scenes that are here."""
 ONE_A_NODE = ("--ntasks-per-node=1", "--gpus-per-node=8")
 DEMO = ("parallel.tensor=1", "parallel.data=2", "mtgrpo.prompts_per_step=2", "mtgrpo.mini_batch_prompts=2")
