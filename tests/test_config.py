@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,12 +68,16 @@ def test_what_cannot_work_is_one_line(overrides: list[str], message: str) -> Non
     assert "\n" not in str(error.value)
 
 
+ROLLOUT = f"rollout.python={sys.executable}"
+"""Where there is no environment with vLLM: it is only looked for."""
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> list[str]:
     """Overrides that name a site's folders."""
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "sft.jsonl").write_text("")
-    return [f"scenes.path={tmp_path}", f"model.init_from={tmp_path}"]
+    return [f"scenes.path={tmp_path}", f"model.init_from={tmp_path}", ROLLOUT]
 
 
 def test_the_rl_config_is_section_4_1(site: list[str]) -> None:
@@ -94,9 +99,9 @@ def test_the_sft_config_is_section_4_1(site: list[str]) -> None:
 @pytest.mark.parametrize("name", ["rl_qwen25vl_7b_32gpu", "sft_qwen25vl_7b_64gpu"])
 def test_a_site_that_is_not_set_is_one_clear_line(name: str) -> None:
     with pytest.raises(ConfigError, match="no such folder; set it to a folder of OpenScene data"):
-        load_config(name, [])
+        load_config(name, [ROLLOUT])
     with pytest.raises(ConfigError, match=r"no config.json there; set it to a Qwen2\.5-VL directory"):
-        load_config(name, ["scenes.path=."])
+        load_config(name, ["scenes.path=.", ROLLOUT])
 
 
 def test_a_config_that_is_no_yaml(tmp_path: Path) -> None:
