@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 NODES = (1, 2, 3, 4)
 LONGEST_S = 1800.0
 """What any condition is waited for, on a machine that is ten times slower."""
+REVOKED_S = 3.0
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter", "pgrep")
 _NAMESPACES = ("--mount", "--uts", "--ipc", "--net", "--pid")
 _APART = ("unshare", *_NAMESPACES, "--fork", "--kill-child", "--mount-proc")
@@ -63,6 +64,7 @@ class PrivateSlurm:
             self.stop()
             raise NotPossible("the private Slurm did not come up; what it said is above")
         self._killed = set[int]()
+        self._waiting: dict[str, float] = {}
         self.head = _child_of(self._outside.pid)
         """Process 1 of the cluster, as this machine counts."""
 
@@ -145,12 +147,16 @@ class PrivateSlurm:
         return self.run("squeue", "-h", "-o", "%i").stdout.split()
 
     def hurry(self) -> None:
-        """Start requeued jobs now. Slurm lets them wait for two minutes, for what is left of the start before: if a job
-        started before its old batch script had said good-bye, that would end the new one. So we wait for its daemons."""
+        """Start requeued jobs soon. Slurm lets them wait for two minutes, as nodes refuse credentials of the second in which
+        they revoked the last start's; three seconds after its last process is gone are enough."""
+        waiting = {}
         for line in self.run("squeue", "-h", "-t", "PD", "-o", "%i %r").stdout.splitlines():
             job_id, _, reason = line.partition(" ")
             if reason == "BeginTime" and self.run("pgrep", "-f", rf"^slurmstepd: \[{job_id}\.", check=False).returncode:
-                self.run("scontrol", "update", f"jobid={job_id}", "StartTime=now", check=False)  # it may start just then
+                waiting[job_id] = self._waiting.get(job_id, time.monotonic())
+                if time.monotonic() - waiting[job_id] > REVOKED_S:
+                    self.run("scontrol", "update", f"jobid={job_id}", "StartTime=now", check=False)  # it may start just then
+        self._waiting = waiting
 
     def clear(self) -> None:
         """Cancel all jobs, and turn on and put back into service all nodes."""
