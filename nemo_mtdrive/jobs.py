@@ -19,7 +19,7 @@ from nemo_mtdrive.evaluation.episode_figures import write_readme_picture
 from nemo_mtdrive.evaluation.evaluate import BOOTSTRAP
 from nemo_mtdrive.evaluation.report import write_report
 from nemo_mtdrive.evaluation.tables import terminal_table
-from nemo_mtdrive.launch import refuse_busy_port, run_processes
+from nemo_mtdrive.launch import refuse_busy_port, run_processes, whole_checkpoints
 from nemo_mtdrive.pdm.reviewers import open_reviewer
 from nemo_mtdrive.ranks import tokenizer_files
 from nemo_mtdrive.telemetry.events import EventDisplay
@@ -135,10 +135,10 @@ def score_baselines(config: Config, run_dir: Path, progress: Progress) -> dict[s
 
 
 def finish_summary(run_dir: Path, baselines: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Add baselines, the last checkpoint and the time to summary.json."""
+    """Add baselines, the checkpoints (the last one last) and the time to summary.json."""
     path = run_dir / "summary.json"
     rows = json.loads(path.read_text()) if path.exists() else {}
-    checkpoints = sorted(p.name for p in (run_dir / "checkpoints").glob("*") if p.is_dir())
+    checkpoints = [found.name for found in whole_checkpoints(run_dir / "checkpoints")]
     summary = rows | baselines | {"seconds": round(seconds, 1), "checkpoints": checkpoints}
     write_whole(path, json.dumps(summary, indent=1))
     return summary

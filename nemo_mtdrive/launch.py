@@ -225,9 +225,15 @@ def _worker(index: int) -> str:
     return f"worker-{index}"
 
 
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in RUN/checkpoints that are whole, the oldest first; `latest` and `best` are links to two of them."""
+    markers = [marker for marker in folder.glob("[!.]*/complete.json") if not marker.parent.is_symlink()]
+    return [marker.parent for marker in sorted(markers, key=lambda marker: marker.stat().st_mtime_ns)]
+
+
 def newest_checkpoint(folder: Path) -> float:
     """When the newest whole checkpoint was written [s since the epoch]; 0 for none."""
-    return max((marker.stat().st_mtime for marker in folder.glob("[!.]*/complete.json")), default=0.0)
+    return max(((found / "complete.json").stat().st_mtime for found in whole_checkpoints(folder)), default=0.0)
 
 
 def thread_limits(count: int) -> dict[str, str]:

@@ -13,7 +13,7 @@ from nemo_mtdrive.cluster.layout import Layout, make_layout
 from nemo_mtdrive.cluster.meeting import make_cluster_endpoints, resolve
 from nemo_mtdrive.cluster.preflight import read_addresses
 from nemo_mtdrive.config import Config, read_config
-from nemo_mtdrive.launch import write_endpoints
+from nemo_mtdrive.launch import whole_checkpoints, write_endpoints
 from nemo_mtdrive.transfer.segments import sweep
 from nemo_mtdrive.whole_file import write_whole
 
@@ -86,7 +86,7 @@ def finish(run_dir: Path) -> bool:
     remove_old_weights(run_dir / files.FOLDER / "weights")
     if not finish_run(run_dir, found["rows"], time.time() - found["began"]):
         return False
-    checkpoints = sorted(path.parent.name for path in (run_dir / "checkpoints").glob("[!.]*/complete.json"))
+    checkpoints = [path.name for path in whole_checkpoints(run_dir / "checkpoints")]
     write_whole(run_dir / files.MARKER, json.dumps({
         "request": os.environ.get("MTDRIVE_REQUEST", ""), "job": os.environ.get("SLURM_JOB_ID", ""),
         "attempt": files.current_try(), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
