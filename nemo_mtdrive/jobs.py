@@ -40,15 +40,16 @@ def run_rl(config: Config) -> Path:
     started = time.monotonic()
     refuse_busy_port(config)
     with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
-        run_dir, baselines = prepare_run(config, progress)
+        run_dir = prepare_run(config, progress)
+        baselines = score_baselines(config, run_dir, progress)
         with EventDisplay(progress) as display:
             run_processes(config, run_dir, display.show)
     finish_run(run_dir, baselines, time.monotonic() - started)
     return run_dir
 
 
-def prepare_run(config: Config, progress: Progress) -> tuple[Path, dict[str, Any]]:
-    """All that a run needs before its processes start; returns its folder and the rows of the baseline drivers.
+def prepare_run(config: Config, progress: Progress) -> Path:
+    """All that a run needs before its processes start, where it is not there yet; returns its folder.
 
     Raises:
         ConfigError: the run directory belongs to another job, or a value that only shows on use.
@@ -56,7 +57,7 @@ def prepare_run(config: Config, progress: Progress) -> tuple[Path, dict[str, Any
     refuse_start(config)
     run_dir = open_run_dir(config)
     prepare(config, run_dir, tokenizer_files(config), progress)
-    return run_dir, score_baselines(config, run_dir, progress)
+    return run_dir
 
 
 def finish_run(run_dir: Path, baselines: dict[str, Any], seconds: float) -> bool:

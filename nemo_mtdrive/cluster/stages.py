@@ -38,18 +38,19 @@ def prepare(config: Config) -> None:
     Raises:
         ConfigError: see `jobs.prepare_run`.
     """
-    from nemo_mtdrive.jobs import prepare_run  # imports for seconds
+    from nemo_mtdrive.jobs import prepare_run, score_baselines  # imports for seconds
     from nemo_mtdrive.telemetry.progress import open_progress
 
     run_dir = Path(config.run_dir)
     config.resume = (run_dir / "config.yaml").exists()
-    began = time.time()
-    with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
-        run_dir, baselines = prepare_run(config, progress)
     path = files.folder(run_dir) / BASELINES
-    if path.exists():
-        began = json.loads(path.read_text())["began"]
-    write_whole(path, json.dumps({"began": began, "rows": baselines}))
+    found = json.loads(path.read_text()) if path.exists() else {"began": time.time(), "of": None}
+    asked = [config.validation.scenes, config.environment.perception]
+    with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
+        prepare_run(config, progress)
+        if found["of"] != asked:  # minutes for many scenes, while all of the job's GPUs wait
+            rows = score_baselines(config, run_dir, progress)
+            write_whole(path, json.dumps({"began": found["began"], "of": asked, "rows": rows}))
 
 
 def meet(run_dir: Path, addresses: Path | None) -> None:
