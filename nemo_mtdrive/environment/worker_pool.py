@@ -343,7 +343,8 @@ class ScoringPool:
                 env={**ONE_THREAD, **os.environ})
         reader, worker.writer = await asyncio.open_connection(sock=ours)
         try:
-            hello = await asyncio.wait_for(_read_message(reader), START_S)
+            async with asyncio.timeout(START_S):  # wait_for can lose a cancellation (Python 3.11): `close` would hang
+                hello = await _read_message(reader)
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError) as error:
             code = await self._bury(worker)
             raise WorkerFailed(f"a scoring worker {describe_exit(code)} before it was ready") from error

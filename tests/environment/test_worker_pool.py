@@ -148,6 +148,35 @@ def test_work_that_kills_workers_fails_alone(monkeypatch):
     run(test)
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_closing_as_a_worker_comes_back_ends(turns, monkeypatch):
+    """The word that a worker is warm and the end of the pool, some turns of the event loop apart."""
+
+    async def main():
+        pool = ScoringPool(spec(), 1, lambda line: None)
+        await pool.start()
+        await pool.review("s1", batch(0.5), soon())
+        waited, word = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+        async def read(reader):
+            if waited.is_set():
+                await asyncio.Event().wait()  # nothing more is heard of it
+            waited.set()
+            return await word
+
+        monkeypatch.setattr(worker_pool, "_read_message", read)
+        os.kill(pool.process_ids[0], signal.SIGKILL)
+        async with asyncio.timeout(60.0):
+            await waited.wait()
+            word.set_result({})
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await pool.close()
+        assert pool.ready == 0 and pool.process_ids == []
+
+    asyncio.run(main())
+
+
 def test_a_worker_that_hangs_is_killed_and_its_work_goes_on(monkeypatch):
     monkeypatch.setattr(worker_pool, "MAX_DEATHS", 1)
 
