@@ -82,7 +82,7 @@ find_container() { # how steps get their environment: RUNTIME
   if [[ -z ${PYTHON:-} ]]; then
     if [[ $RUNTIME == none ]]; then PYTHON=$MTDRIVE_HOME/.venv/bin/python; else PYTHON=python; fi
   fi
-  [[ $RUNTIME != none || $PYTHON != */* || -x $PYTHON ]] || refuse "PYTHON=$PYTHON: no such program on $(hostname); run \`make env\`, or set IMAGE"
+  [[ $RUNTIME != none || $PYTHON != */* || -x $PYTHON ]] || refuse "PYTHON=$PYTHON: no such program on $(hostname); run \`make install\`, or set IMAGE"
   unset MTDRIVE_ROLLOUT_PYTHON
   [[ $RUNTIME != none || -n ${ROLLOUT_PYTHON:-} ]] || export MTDRIVE_ROLLOUT_PYTHON=config # as on one machine: rollout.python
   : "${ROLLOUT_PYTHON:=$PYTHON}" "${ROLLOUT_IMAGE:=$IMAGE}" "$program"
