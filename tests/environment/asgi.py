@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from environment_fakes import FakeReviewer, FakeScenes
-
 from nemo_mtdrive.environment.scenes import load_scene, open_scene
 from nemo_mtdrive.environment.service import EnvironmentService
+from tests.environment.environment_fakes import FakeReviewer, FakeScenes
 
 TOKEN = "a-secret-of-the-tests"
 

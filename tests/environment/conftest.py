@@ -16,7 +16,7 @@ import pytest
 from nemo_mtdrive.environment.client import EnvironmentClient
 from nemo_mtdrive.process import free_port
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-secret-of-the-tests"
 
 
@@ -26,12 +26,10 @@ class ServerProcess:
     def __init__(self, port: int, worker: dict[str, Any], options: dict[str, Any]) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
-        path = os.pathsep.join([str(HERE.parent.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "environment_fakes.py"), str(port), TOKEN], stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, "FAKE_WORKER": json.dumps(worker),
-                                                 "FAKE_SERVER": json.dumps(options)})
+            [sys.executable, "-m", "tests.environment.environment_fakes", str(port), TOKEN], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
+            env={**os.environ, "FAKE_WORKER": json.dumps(worker), "FAKE_SERVER": json.dumps(options)})
 
     def wait_ready(self) -> ServerProcess:
         """Wait until it answers, a few seconds at most."""

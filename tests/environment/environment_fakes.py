@@ -1,4 +1,4 @@
-"""A small scene source and a reviewer for these tests; `python environment_fakes.py PORT TOKEN` serves them."""
+"""A small scene source and a reviewer for these tests; `python -m tests.environment.environment_fakes PORT TOKEN` serves."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def make_parts(calls: str = "", pause_s: float = 0.0, broken: bool = False) -> t
 
 def spec(**arguments: Any) -> WorkerSpec:
     """Workers with `make_parts(**arguments)`."""
-    return WorkerSpec("environment_fakes:make_parts", arguments, scenes_kept=16)
+    return WorkerSpec("tests.environment.environment_fakes:make_parts", arguments, scenes_kept=16)
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:

@@ -6,10 +6,10 @@ import time
 
 import numpy as np
 import pytest
-from environment_fakes import MAX_TURNS, FakeReviewer, FakeScenes, answer
 
 from nemo_mtdrive.environment.client import EnvironmentClient, EnvironmentRefused, EnvironmentUnavailable
 from nemo_mtdrive.environment.env import DrivingEnvironment, EpisodeError, OutOfOrder, UnknownEpisode, UnknownScene
+from tests.environment.environment_fakes import MAX_TURNS, FakeReviewer, FakeScenes, answer
 
 TOKEN = "a-secret-of-the-tests"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from environment_fakes import FEEDBACK, MAX_TURNS, FakeReviewer, FakeScenes, answer
 
 from nemo_mtdrive.dialogue.prompt import first_question
 from nemo_mtdrive.environment.env import DrivingEnvironment, EpisodeError, OutOfOrder, UnknownEpisode, UnknownScene
 from nemo_mtdrive.image_key import image_key
+from tests.environment.environment_fakes import FEEDBACK, MAX_TURNS, FakeReviewer, FakeScenes, answer
 
 
 @pytest.fixture

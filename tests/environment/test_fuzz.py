@@ -15,10 +15,10 @@ import msgpack
 import numpy as np
 import psutil
 import pytest
-from asgi import TOKEN, Held, ask, service
-from environment_fakes import answer, trajectory
 
 from nemo_mtdrive.environment import messages
+from tests.environment.asgi import TOKEN, Held, ask, service
+from tests.environment.environment_fakes import answer, trajectory
 
 PLANS = np.stack([trajectory(0.5), trajectory(2.0)])
 BODIES = {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from environment_fakes import FEEDBACK, MAX_TURNS, FakeReviewer, FakeScenes, answer
 from gymnasium.utils.env_checker import check_env
 
 from nemo_mtdrive.environment.client import EnvironmentClient
 from nemo_mtdrive.environment.env import DrivingEnvironment, StepFailed, UnknownScene
 from nemo_mtdrive.environment.gym import MultiTurnDrivingEnv, ScoringFailed
+from tests.environment.environment_fakes import FEEDBACK, MAX_TURNS, FakeReviewer, FakeScenes, answer
 
 
 class DrivableScenes(FakeScenes):

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import psutil
-from environment_fakes import MAX_TURNS, FakeReviewer, FakeScenes, answer, eventually, scene, trajectory
 
 from nemo_mtdrive.environment.client import EnvironmentClient
 from nemo_mtdrive.environment.env import DrivingEnvironment
+from tests.environment.environment_fakes import MAX_TURNS, FakeReviewer, FakeScenes, answer, eventually, scene, trajectory
 
 TOKEN = "a-secret-of-the-tests"
 THREADS = 4

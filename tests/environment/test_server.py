@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -13,14 +12,14 @@ from pathlib import Path
 import httpx
 import msgpack
 import pytest
-from environment_fakes import answer, eventually
 
 from nemo_mtdrive.environment import messages
 from nemo_mtdrive.environment.client import EnvironmentClient, EnvironmentUnavailable
 from nemo_mtdrive.environment.episodes import StepFailed
 from nemo_mtdrive.environment.service import MAX_BODY_BYTES, EnvironmentService
+from tests.environment.environment_fakes import answer, eventually
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "a-secret-of-the-tests"
 RESET = messages.pack_resets([("raw", "s0", False)])
 
@@ -132,7 +131,7 @@ def test_an_environment_that_cannot_be_made_is_one_line_and_exit_code_1(start):
 
 PARENT = """
 import subprocess, sys, time
-child = subprocess.Popen([sys.executable, sys.argv[1], "0", "token"], stderr=subprocess.PIPE)
+child = subprocess.Popen([sys.executable, "-m", sys.argv[1], "0", "token"], stderr=subprocess.PIPE)
 print(child.pid, child.stderr.readline().decode(), flush=True)
 time.sleep(60)
 """
@@ -140,9 +139,8 @@ time.sleep(60)
 
 def test_it_dies_with_its_parent():
     """A parent that is killed outright cannot stop its server; the kernel does."""
-    path = os.pathsep.join([str(HERE.parent.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
-    with subprocess.Popen([sys.executable, "-c", PARENT, str(HERE / "environment_fakes.py")], stdout=subprocess.PIPE,
-                          env={**os.environ, "PYTHONPATH": path}) as parent:
+    with subprocess.Popen([sys.executable, "-c", PARENT, "tests.environment.environment_fakes"], stdout=subprocess.PIPE,
+                          cwd=ROOT) as parent:
         assert parent.stdout is not None
         child, said = parent.stdout.readline().split(maxsplit=1)
         assert b"ready on" in said and _alive(int(child))

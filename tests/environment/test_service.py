@@ -8,8 +8,6 @@ import re
 import msgpack
 import numpy as np
 import pytest
-from asgi import Held, ask, service
-from environment_fakes import FakeReviewer, answer, scene, trajectory
 
 from nemo_mtdrive.environment import messages
 from nemo_mtdrive.environment import service as service_module
@@ -17,6 +15,8 @@ from nemo_mtdrive.environment.episodes import StepFailed
 from nemo_mtdrive.environment.kept import KeptReplies
 from nemo_mtdrive.environment.service import EnvironmentService
 from nemo_mtdrive.environment.worker_pool import Deadline
+from tests.environment.asgi import Held, ask, service
+from tests.environment.environment_fakes import FakeReviewer, answer, scene, trajectory
 
 PLANS = np.stack([trajectory(0.25), trajectory(3.0)])
 SCORE = messages.pack_scores([("s1", PLANS)], feedback=True)

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from environment_fakes import MAX_TURNS, FakeReviewer, FakeScenes, answer
 
 from nemo_mtdrive.config import RewardConfig
 from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER
 from nemo_mtdrive.environment.env import DrivingEnvironment
 from nemo_mtdrive.environment.trl import PDMReward, completion_text, grpo_rows
 from nemo_mtdrive.torchvision_ops import declare_torchvision_operators
+from tests.environment.environment_fakes import MAX_TURNS, FakeReviewer, FakeScenes, answer
 
 PERFECT, SIDEWAYS, UNREADABLE = answer(0.0), answer(3.0), "I would rather walk."
 REWARDS = {PERFECT: 1.0, SIDEWAYS: 0.8 * 0.25 + 0.2, UNREADABLE: 0.0}

@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from environment_fakes import FakeReviewer, eventually, scene, spec, trajectory
 
 from nemo_mtdrive.environment import worker_pool
 from nemo_mtdrive.environment.episodes import EpisodeError, UnknownScene
 from nemo_mtdrive.environment.worker_pool import Deadline, DeadlinePassed, ScoringFailed, ScoringPool, WorkerFailed
+from tests.environment.environment_fakes import FakeReviewer, eventually, scene, spec, trajectory
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch):
-    path = os.pathsep.join([str(HERE.parent.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hand_episodes import HOSTILE, make_episode, make_turn
 
 from nemo_mtdrive.config import Config, save_config
 from nemo_mtdrive.driving.camera import front_camera, render
@@ -20,6 +19,7 @@ from nemo_mtdrive.evaluation.evaluate import Bootstrap, facts_of, summarise
 from nemo_mtdrive.image_key import image_key
 from nemo_mtdrive.telemetry.metrics import MetricsLogger
 from nemo_mtdrive.telemetry.recorder import EpisodeRecorder
+from tests.evaluation.hand_episodes import HOSTILE, make_episode, make_turn
 
 
 @pytest.fixture(scope="session")

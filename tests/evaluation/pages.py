@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hand_episodes import HOSTILE, make_episode, make_turn
 
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.pdm.feedback import feedback_text
 from nemo_mtdrive.telemetry.recorder import EpisodeRecorder
 from nemo_mtdrive.types import Episode, Turn
+from tests.evaluation.hand_episodes import HOSTILE, make_episode, make_turn
 
 RECORDED = 30
 """Episodes of a large run that are all different: a multiple of what repeats in `many_episodes`."""

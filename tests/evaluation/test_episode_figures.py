@@ -8,8 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hand_episodes import make_episode, make_turn
-from pages import large_run, violating_turn
 
 from nemo_mtdrive.cli import main
 from nemo_mtdrive.driving.scene import Scene, save_scene
@@ -18,6 +16,8 @@ from nemo_mtdrive.evaluation.figures import COLOURS
 from nemo_mtdrive.evaluation.run_files import RunError, read_episodes, read_run
 from nemo_mtdrive.pdm.review import Review
 from nemo_mtdrive.telemetry.recorder import EpisodeRecorder
+from tests.evaluation.hand_episodes import make_episode, make_turn
+from tests.evaluation.pages import large_run, violating_turn
 
 GREY = np.full((112, 224, 3), 90, np.uint8)
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hand_episodes import make_episode, make_turn
 
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.evaluation.baselines import DRIVERS, summarise_drivers
@@ -15,6 +14,7 @@ from nemo_mtdrive.evaluation.evaluate import Bootstrap, SceneFacts, confidence_i
 from nemo_mtdrive.pdm.review import Review
 from nemo_mtdrive.telemetry.metrics import flatten
 from nemo_mtdrive.types import SCORE_NAMES
+from tests.evaluation.hand_episodes import make_episode, make_turn
 
 NO_INTERVALS = Bootstrap(0, 0)
 

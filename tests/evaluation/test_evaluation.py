@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_driver import improving, opens, write_tiny
 
 from nemo_mtdrive.config import Config, ConfigError, ParallelConfig, RolloutConfig, ScenesConfig, save_config
 from nemo_mtdrive.dialogue.prompt import answer_text
@@ -33,6 +32,7 @@ from nemo_mtdrive.evaluation.settings import sampling_config
 from nemo_mtdrive.models.convert import hf_to_nemo
 from nemo_mtdrive.rollout import model_driver
 from nemo_mtdrive.telemetry.progress import Progress, open_progress
+from tests.evaluation.scripted_driver import improving, opens, write_tiny
 
 ADDRESS = "procedural://?count=6&seed=40&width=112&height=56"
 SAMPLING = RolloutConfig(max_turns=4, max_answer_tokens=160, max_context=4096, temperature=1.0, dtype="float32", threads=1)

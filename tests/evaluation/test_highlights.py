@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pages import OBSTACLE
 
 from nemo_mtdrive.evaluation.highlights import answer_segments, feedback_segments, metrics_of_points
 from nemo_mtdrive.pdm.feedback import feedback_text
+from tests.evaluation.pages import OBSTACLE
 
 PATH = [[2.0 * k, -0.5, 0.004] for k in range(1, 9)]
 ANSWER = "Here: [PT, " + ", ".join(f"({x:+.2f}, {y:+.2f}, {h:+.2f})" for x, y, h in PATH) + "]."

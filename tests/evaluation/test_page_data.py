@@ -11,8 +11,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hand_episodes import make_episode, make_turn
-from pages import large_run, many_episodes
 
 from nemo_mtdrive.driving.camera import front_camera
 from nemo_mtdrive.driving.scene import Scene
@@ -23,6 +21,8 @@ from nemo_mtdrive.evaluation.run_files import count_episodes, read_run
 from nemo_mtdrive.evaluation.shapes import camera_shapes, turn_shapes
 from nemo_mtdrive.telemetry.excerpt import CameraView
 from nemo_mtdrive.telemetry.recorder import EpisodeRecorder
+from tests.evaluation.hand_episodes import make_episode, make_turn
+from tests.evaluation.pages import large_run, many_episodes
 
 
 def opened(pack: str) -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hand_episodes import make_episode, make_turn
 
 from nemo_mtdrive.config import ConfigError
 from nemo_mtdrive.evaluation.evaluate import Bootstrap, SceneFacts
@@ -16,6 +15,7 @@ from nemo_mtdrive.evaluation.outputs import by_turn, knees
 from nemo_mtdrive.evaluation.paired import Side, by_kind, by_metric, compare, verdict
 from nemo_mtdrive.evaluation.sweep import sweep
 from nemo_mtdrive.evaluation.verdicts import verdicts
+from tests.evaluation.hand_episodes import make_episode, make_turn
 
 BOOTSTRAP = Bootstrap(500, 0)
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import cv2
 import pytest
-from hand_episodes import HOSTILE
-from pages import Page
 
 from nemo_mtdrive.cli import main
 from nemo_mtdrive.evaluation import charts, overview
@@ -22,6 +20,8 @@ from nemo_mtdrive.evaluation.run_files import RunError, latest_dumps
 from nemo_mtdrive.telemetry.recorder import RolloutFile
 from nemo_mtdrive.telemetry.spans import Span
 from nemo_mtdrive.telemetry.timeline import Window, write_trace
+from tests.evaluation.hand_episodes import HOSTILE
+from tests.evaluation.pages import Page
 
 URLS = {"src", "href", "data", "action", "poster", "srcset", "xlink:href"}
 

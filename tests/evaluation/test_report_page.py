@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hand_episodes import HOSTILE
-from pages import KINDS, large_run
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.evaluation.report import write_report
+from tests.evaluation.hand_episodes import HOSTILE
+from tests.evaluation.pages import KINDS, large_run
 
 COUNT = 1000
 WAIT_MS = 60_000

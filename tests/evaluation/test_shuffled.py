@@ -11,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hand_episodes import make_episode, make_turn
 from numpy.typing import NDArray
-from scripted_driver import WrittenEngine, write_tiny
 
 from nemo_mtdrive.config import Config, ConfigError, RolloutConfig
 from nemo_mtdrive.dialogue.prompt import answer_text
@@ -28,6 +26,8 @@ from nemo_mtdrive.image_key import image_key
 from nemo_mtdrive.rollout import model_driver
 from nemo_mtdrive.telemetry.progress import Progress, open_progress
 from nemo_mtdrive.types import Episode
+from tests.evaluation.hand_episodes import make_episode, make_turn
+from tests.evaluation.scripted_driver import WrittenEngine, write_tiny
 
 SCENES = "procedural://?count=5&seed=40&width=112&height=56"
 AHEAD = np.array([1.0, 0.0, 0.0])

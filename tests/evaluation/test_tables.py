@@ -6,11 +6,11 @@ import io
 from typing import Any
 
 import pytest
-from hand_episodes import make_episode, make_turn
 from rich.console import Console
 
 from nemo_mtdrive.evaluation.evaluate import Bootstrap, summarise
 from nemo_mtdrive.evaluation.tables import csv_table, label_of, latex_table, markdown_table, rows_of, terminal_table
+from tests.evaluation.hand_episodes import make_episode, make_turn
 
 
 @pytest.fixture

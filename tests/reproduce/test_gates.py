@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import HUMAN, episode, turn, write_row, write_scores
 
 from nemo_mtdrive.config import ConfigError
 from nemo_mtdrive.evaluation.evaluate import SceneFacts
@@ -14,6 +13,7 @@ from nemo_mtdrive.reproduce import gates
 from nemo_mtdrive.reproduce.checks import check
 from nemo_mtdrive.reproduce.recipe import RECIPES, load_recipe
 from nemo_mtdrive.reproduce.rows import Played, joined, read_row, same_scenes
+from tests.reproduce.made_up import HUMAN, episode, turn, write_row, write_scores
 
 NO_FACTS: dict[str, SceneFacts] = {}
 

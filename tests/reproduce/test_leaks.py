@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import HUMAN, episode, turn
 
 from nemo_mtdrive.config import AgentConfig, SFTDataConfig
 from nemo_mtdrive.data.curate import CurationTask, SceneArguments, curate
@@ -25,6 +24,7 @@ from nemo_mtdrive.pdm.reviewers import open_reviewer
 from nemo_mtdrive.reproduce.checks import leaks_of_question
 from nemo_mtdrive.reproduce.leaks import episode_leaks, feedback_leaks, poses_in, question_leaks, unlike
 from nemo_mtdrive.types import StepResult
+from tests.reproduce.made_up import HUMAN, episode, turn
 
 SCENES = "procedural://?count=12&split=held_out&width=56&height=28"
 

@@ -107,9 +107,9 @@ def test_a_killed_reproduction_takes_its_commands_along_and_goes_on(tmp_path: Pa
     program = f"""
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})
 from nemo_mtdrive.telemetry.progress import open_progress
-from test_runner import run, three
+from tests.reproduce.test_runner import run, three
 with open_progress(sys.stderr, plain_every_s=60.0) as progress:
     run(Path({str(root)!r}), three(Path({str(script)!r}), Path({str(go)!r})), progress)
 """

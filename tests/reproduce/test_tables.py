@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up import HUMAN, episode, turn, write_row, write_scores
 
 from nemo_mtdrive.cli import main
 from nemo_mtdrive.config import ConfigError
@@ -26,6 +25,7 @@ from nemo_mtdrive.reproduce.recipe import RECIPES, Recipe, load_recipe
 from nemo_mtdrive.reproduce.results import Row, read_result, write_result
 from nemo_mtdrive.reproduce.stages import named, places
 from nemo_mtdrive.reproduce.tables import mock, pictures, size, table1, table2, table3, turns
+from tests.reproduce.made_up import HUMAN, episode, turn, write_row, write_scores
 
 SEEDS = (1, 2)
 
