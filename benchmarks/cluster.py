@@ -47,7 +47,7 @@ def main() -> int:
                           environment=ROOM | {"PREFLIGHT": "only"})
             rows["ranks_32"].append(stages(wide))
             small = submit(slurm, Path(folder) / f"small-{number}", "--time=60", "--nodes=2", "--ntasks-per-node=1",
-                           "--gpus-per-node=0", overrides=TINY, environment=ROOM | {"CONFIG_NAME": "demo_cpu"})
+                           "--gpus-per-node=0", overrides=TINY, environment=ROOM | {"CONFIG_NAME": "scratch_cpu"})
             rows["nodes_2"].append(stages(small) | {"first_step": first_step(small)})
     figures = {job: {key: round(statistics.median(row[key] for row in found), 2) for key in found[0]}
                for job, found in rows.items()}

@@ -79,7 +79,7 @@ def main() -> int:
 def config_of(options: argparse.Namespace) -> Config:
     """A run's config with the benchmark's sizes."""
     frozen = str(not options.train_vision).lower()
-    return load_config("demo_cpu", [
+    return load_config("scratch_cpu", [
         f"scenes.count={options.scenes}", f"scenes.image_width={options.width}", f"scenes.image_height={options.height}",
         "parallel.tensor=1", f"rollout.threads={options.threads}", f"parallel.threads={options.threads}",
         f"rollout.max_turns={options.turns}", "rollout.temperature=1.0",

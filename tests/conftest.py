@@ -34,3 +34,19 @@ def reward_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open(os.devnull, "w") as quiet, open_progress(quiet, plain_every_s=60.0) as progress:
         train_reviewer(arguments, folder, "oracle", RewardTraining(hidden=48, epochs=12, batch=64), 0.25, 1, progress)
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Seconds a folder: what a change costs is seen where it is paid."""
+    seconds: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                path = report.nodeid.split("::")[0]
+                folder = path.rsplit("/", 1)[0] if path.count("/") > 1 else path
+                seconds[folder] = seconds.get(folder, 0.0) + report.duration
+    slow = sorted(((value, name) for name, value in seconds.items() if value >= 5.0), reverse=True)
+    if slow:
+        terminalreporter.section("seconds a folder")
+        for value, name in slow:
+            terminalreporter.write_line(f"{value:8.0f} s  {name}")

@@ -76,7 +76,7 @@ def test_a_run_directory_of_another_config_is_refused(tmp_path: Path) -> None:
     from nemo_mtdrive.config import load_config
     from nemo_mtdrive.jobs import open_run_dir
 
-    open_run_dir(load_config("demo_cpu", [f"run_dir={tmp_path}"]))
-    done = run("rl", f"run_dir={tmp_path}", "scenes.seed=99")
+    open_run_dir(load_config("scratch_cpu", [f"run_dir={tmp_path}"]))
+    done = run("rl", "--config-name", "scratch_cpu", f"run_dir={tmp_path}", "scenes.seed=99")
     assert done.returncode == 2
     assert "it holds a run with other `scenes`" in done.stderr

@@ -12,7 +12,7 @@ from nemo_mtdrive.config_checks import seconds_of
 
 
 def test_the_demo_composes_over_the_papers_defaults() -> None:
-    config = load_config("demo_cpu", ["mtgrpo.estimator=per_turn"])
+    config = load_config("scratch_cpu", ["mtgrpo.estimator=per_turn"])
     assert (config.mtgrpo.group_size, config.reward.pdm_weight, config.reward.format_weight) == (8, 0.8, 0.2)
     assert config.rollout.max_turns == 6
     assert config.mtgrpo.estimator == "per_turn"
@@ -63,7 +63,7 @@ def test_defaults_are_the_papers() -> None:
 )
 def test_what_cannot_work_is_one_line(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        load_config("demo_cpu", overrides)
+        load_config("scratch_cpu", overrides)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -119,7 +119,7 @@ def test_an_unknown_config_name_and_folder() -> None:
     with pytest.raises(ConfigError, match="nothing_here"):
         load_config("nothing_here", [])
     with pytest.raises(ConfigError, match="no such folder"):
-        load_config("demo_cpu", [], Path("/nowhere"))
+        load_config("scratch_cpu", [], Path("/nowhere"))
 
 
 def test_a_file_of_another_version_is_one_line(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_file_of_another_version_is_one_line(tmp_path: Path) -> None:
 
 
 def test_written_and_read_back(tmp_path: Path) -> None:
-    config = load_config("demo_cpu", ["scenes.kinds={curve: 2.0}", "seed=5"])
+    config = load_config("scratch_cpu", ["scenes.kinds={curve: 2.0}", "seed=5"])
     save_config(config, tmp_path / "config.yaml")
     assert read_config(tmp_path / "config.yaml") == config
     check(read_config(tmp_path / "config.yaml"))

@@ -33,7 +33,8 @@ SAME_RUN = ("loss", "grad_norm", "reward/mean", "kl", "turns/mean", "logprob_gap
 
 
 def start(run_dir: Path, *overrides: str, **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "nemo_mtdrive.cli", "rl", *SMALL, f"run_dir={run_dir}", *overrides]
+    command = [sys.executable, "-m", "nemo_mtdrive.cli", "rl", "--config-name", "scratch_cpu", *SMALL,
+               f"run_dir={run_dir}", *overrides]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 

@@ -60,7 +60,7 @@ from nemo_mtdrive.launch import run_processes
 from nemo_mtdrive.ranks import tokenizer_files
 from nemo_mtdrive.telemetry.events import EventDisplay
 from nemo_mtdrive.telemetry.progress import open_progress
-config = load_config("demo_cpu", sys.argv[1:])
+config = load_config("scratch_cpu", sys.argv[1:])
 run_dir = Path(config.run_dir)
 run_dir.mkdir(exist_ok=True)
 save_config(config, run_dir / "config.yaml")

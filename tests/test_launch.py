@@ -248,7 +248,7 @@ def test_an_interrupt_is_an_exception_once(number: signal.Signals) -> None:
 
 
 def test_endpoints_are_the_owners_only(tmp_path: Path) -> None:
-    endpoints = make_endpoints(load_config("demo_cpu", []), tmp_path)
+    endpoints = make_endpoints(load_config("scratch_cpu", []), tmp_path)
     path = tmp_path / "endpoints.json"
     write_endpoints(endpoints, path)
     write_endpoints(endpoints, path)  # a resumed run writes it anew
@@ -259,7 +259,7 @@ def test_endpoints_are_the_owners_only(tmp_path: Path) -> None:
 
 
 def test_ranks_that_start_again_meet_elsewhere_and_find_the_same_servers(tmp_path: Path) -> None:
-    config = load_config("demo_cpu", ["environment.servers=3"])
+    config = load_config("scratch_cpu", ["environment.servers=3"])
     first = make_endpoints(config, tmp_path / "0")
     again = new_meeting_place(first, config, tmp_path / "1")
     assert len(set(first.environment_urls)) == 3
@@ -286,7 +286,7 @@ def test_a_busy_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
         port = other.getsockname()[1]
         assert not port_is_free("127.0.0.1", port)
         with pytest.raises(ConfigError, match=f"environment.port={port}: {port} is busy"):
-            make_endpoints(load_config("demo_cpu", [f"environment.port={port}"]), tmp_path)
+            make_endpoints(load_config("scratch_cpu", [f"environment.port={port}"]), tmp_path)
     assert port_is_free("127.0.0.1", free_port())
 
 

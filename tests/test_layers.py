@@ -94,5 +94,6 @@ def test_files_stay_small() -> None:
     assert ordered[len(ordered) // 2] < 250
 
 
-def test_the_demo_config_is_a_short_delta() -> None:
-    assert len((PACKAGE.parent / "conf" / "demo_cpu.yaml").read_text().splitlines()) <= 50
+@pytest.mark.parametrize("name", ["demo_cpu", "scratch_cpu"])
+def test_the_demo_config_is_a_short_delta(name: str) -> None:
+    assert len((PACKAGE.parent / "conf" / f"{name}.yaml").read_text().splitlines()) <= 50

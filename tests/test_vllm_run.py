@@ -29,6 +29,6 @@ def test_an_rl_step_with_vllm_scores_its_tokens_as_the_trainer_does(tmp_path: Pa
 
 def test_without_the_rollout_environment_the_request_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no Python at /nowhere/python; run `make rollout-env`"):
-        load_config("demo_cpu", ["rollout.engine=vllm", "rollout.python=/nowhere/python"])
+        load_config("scratch_cpu", ["rollout.engine=vllm", "rollout.python=/nowhere/python"])
     with pytest.raises(ConfigError, match=r"rollout.engine=tgi: set it to one of native, vllm"):
-        load_config("demo_cpu", ["rollout.engine=tgi"])
+        load_config("scratch_cpu", ["rollout.engine=tgi"])

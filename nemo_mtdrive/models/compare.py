@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from nemo_mtdrive.models import checkpoint, parallel
-from nemo_mtdrive.models.hf_files import read_config
+from nemo_mtdrive.models.directories import WEIGHTS, nemo_directory
+from nemo_mtdrive.models.hf_files import HFTensors, read_config
+from nemo_mtdrive.models.nemo_files import NemoTensors
 from nemo_mtdrive.models.optimizer import OptimizerOptions
 
 TOLERANCE = 1e-4
@@ -46,18 +48,28 @@ class Comparison:
 def compare_logits(hf: Path, nemo: Path) -> Comparison:
     """Run both in float32, one after the other, in this process (host memory: twice that of bfloat16 weights).
 
-    The prompt has an image and text of random tokens, seeded. Takes the process group: call it once, at the end.
+    Where one side stores bfloat16, the other's weights are rounded to it: what is lost by --dtype is no difference. The
+    prompt has an image and text of random tokens, seeded. Takes the process group: call it once, at the end.
     """
     config = Qwen2_5_VLConfig.from_dict(read_config(hf))
     prompt = _prompt(config)
+    stored = HFTensors(hf)
+    rounded = torch.bfloat16 in {stored.dtype(name) for name in stored} | NemoTensors(nemo_directory(nemo) / WEIGHTS).dtypes
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(hf, torch_dtype=torch.float32, attn_implementation="sdpa")
+    _round(model, rounded)
     with torch.inference_mode():
         positions, _ = model.get_rope_index(prompt["input_ids"], prompt["image_grid_thw"])
         expected = model.eval()(**prompt, position_ids=positions).logits
     del model
-    found = _megatron_logits(config, nemo, prompt, positions)
+    found = _megatron_logits(config, nemo, prompt, positions, rounded)
     return Comparison(expected.shape[1], expected.abs().max().item(), (found - expected).abs().max().item(),
                       (found.argmax(-1) == expected.argmax(-1)).float().mean().item())
+
+
+def _round(model: torch.nn.Module, rounded: bool) -> None:
+    if rounded:
+        for parameter in model.parameters():
+            parameter.data.copy_(parameter.data.bfloat16())
 
 
 def _prompt(config: Qwen2_5_VLConfig) -> dict[str, Tensor]:
@@ -73,7 +85,8 @@ def _prompt(config: Qwen2_5_VLConfig) -> dict[str, Tensor]:
     return {"input_ids": torch.tensor([tokens]), "pixel_values": patches, "image_grid_thw": torch.tensor([_GRID])}
 
 
-def _megatron_logits(config: Qwen2_5_VLConfig, nemo: Path, prompt: dict[str, Tensor], positions: Tensor) -> Tensor:
+def _megatron_logits(config: Qwen2_5_VLConfig, nemo: Path, prompt: dict[str, Tensor], positions: Tensor,
+                     rounded: bool) -> Tensor:
     from nemo_mtdrive.models.qwen25_vl import build_model
 
     with socket.socket() as free:
@@ -86,6 +99,7 @@ def _megatron_logits(config: Qwen2_5_VLConfig, nemo: Path, prompt: dict[str, Ten
         model = build_model(config, optimizer=OptimizerOptions(1.0, 0.0, 0.9, 0.95, 1e-8, distributed=False),
                             sequence_parallel=False, dtype=torch.float32, max_length=tokens.shape[1])
         checkpoint.load_weights(model, nemo)
+        _round(model.module, rounded)
         device = parallel.device()
         with torch.inference_mode():
             logits = model.module.eval()(tokens.to(device), positions.to(device), prompt["pixel_values"].to(device),

@@ -86,12 +86,20 @@ def nemo_to_hf(nemo: Path, out: Path, *, files: Path | None = None, dtype: torch
     with whole_directory(out, overwrite=overwrite, expected_bytes=size + _ROOM_FOR_FILES) as folder:
         for path in carried_files(files):
             shutil.copyfile(path, folder / path.name)
+        _say_dtype(folder / "config.json", kept)
         with SafetensorsWriter(folder, planned, kept, shard_bytes) as writer:
             for rule in mapped:
                 for name, tensor in merged_weights(source, rule, planned):
                     writer.write(name, tensor.to(kept))
                 advance(1)
     return out
+
+
+def _say_dtype(config: Path, dtype: torch.dtype) -> None:
+    """Other programs load what `torch_dtype` says; the file stays byte for byte where it says so already."""
+    content, name = json.loads(config.read_text()), str(dtype).removeprefix("torch.")
+    if content.get("torch_dtype", name) != name:
+        config.write_text(json.dumps(content | {"torch_dtype": name}, indent=1) + "\n")
 
 
 def nemo_weights(nemo: Path) -> Iterator[tuple[str, Tensor]]:

@@ -125,6 +125,12 @@ class NemoTensors:
                                   " checkpoint is not whole")
         return whole
 
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """Of all parameters."""
+        return {entry.properties.dtype for entry in self._metadata.state_dict_metadata.values()
+                if isinstance(entry, TensorStorageMetadata)}
+
     def dtype(self, rule: Rule) -> torch.dtype:
         """Of a rule's parameter."""
         return self._entry(rule)[1].properties.dtype

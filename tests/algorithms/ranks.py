@@ -104,7 +104,7 @@ class Watched(MTGRPOTrainer):
 
 
 def rl_trainer(model: Qwen25VLModel, folder: Path, *overrides: str) -> Watched:
-    config = load_config("demo_cpu", [
+    config = load_config("scratch_cpu", [
         "mtgrpo.prompts_per_step=3", "mtgrpo.mini_batch_prompts=3", "mtgrpo.group_size=4", "mtgrpo.micro_batch_tokens=200",
         "mtgrpo.lr=1e-4", "mtgrpo.kl_coefficient=0.05", "mtgrpo.entropy_coefficient=0.01", "rollout.max_turns=3",
         "rollout.temperature=0.8", *overrides])

@@ -144,7 +144,7 @@ class BigramPolicy:
 
 
 def trainer(tokenizer: Tokenizer, *overrides: str, share: tuple[int, int] = (0, 1), iptc: bool = True) -> MTGRPOTrainer:
-    config = load_config("demo_cpu", ["mtgrpo.prompts_per_step=3", "mtgrpo.mini_batch_prompts=3", "mtgrpo.lr=0.5",
+    config = load_config("scratch_cpu", ["mtgrpo.prompts_per_step=3", "mtgrpo.mini_batch_prompts=3", "mtgrpo.lr=0.5",
                                       "mtgrpo.group_size=4", "mtgrpo.kl_coefficient=0.05", "rollout.max_turns=3",
                                       "rollout.temperature=1.0", *overrides])
     return MTGRPOTrainer(config.mtgrpo, BigramPolicy(0), DataShare(*share, torch.device("cpu")),

@@ -71,6 +71,8 @@ def test_dtypes_can_be_changed(plain: Path, tmp_path: Path) -> None:
     assert same_bits(read_hf(nemo_to_hf(nemo, tmp_path / "half")), expected)
     widened = {name: tensor.float() for name, tensor in expected.items()}
     assert same_bits(read_hf(nemo_to_hf(nemo, tmp_path / "whole", dtype=torch.float32)), widened)
+    said = [json.loads((tmp_path / name / "config.json").read_text())["torch_dtype"] for name in ("half", "whole")]
+    assert said == ["bfloat16", "float32"]
 
 
 def test_a_copy_of_the_tied_head_is_left_out(tied: Path, tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ def test_there_and_back_with_a_check(scripts: dict[str, ModuleType], tied: Path,
     assert "check: logits differ by" in shown.err and "the first choice agrees on 100.0%" in shown.err
     assert call(scripts, monkeypatch, "nemo_to_hf.py", "--nemo", nemo, "--out", back, "--shard-size", "200KB") == 0
     assert same_bits(read_hf(back), read_hf(tied))
+    half = tmp_path / "half"
+    assert call(scripts, monkeypatch, "nemo_to_hf.py", "--nemo", nemo, "--out", half, "--dtype", "bfloat16", "--check") == 0
 
 
 def test_another_model_does_not_pass_the_check(tied: Path, tmp_path: Path) -> None:

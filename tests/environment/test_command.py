@@ -54,7 +54,7 @@ def check(url, token, folder):
 @pytest.mark.parametrize("with_run", [False, True], ids=["scenes", "run"])
 def test_it_serves_a_folder_or_a_run(tmp_path, folder, with_run):
     if with_run:
-        config: Config = load_config("demo_cpu", [f"run_dir={tmp_path}"])
+        config: Config = load_config("scratch_cpu", [f"run_dir={tmp_path}"])
         save_config(config, tmp_path / "config.yaml")
         endpoints = make_endpoints(config, tmp_path)
         write_endpoints(endpoints, tmp_path / "endpoints.json")

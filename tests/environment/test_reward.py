@@ -35,5 +35,5 @@ def test_an_episodes_progress_adds_up_to_its_last_score_less_its_first() -> None
 
 def test_progress_is_refused_where_the_last_reward_is_carried_on() -> None:
     with pytest.raises(ConfigError, match=r"^reward.progressive_weight: set it to 0 with mtgrpo.estimator=unbiased"):
-        load_config("demo_cpu", ["reward.progressive_weight=0.5", "mtgrpo.estimator=unbiased"])
-    assert load_config("demo_cpu", ["reward.progressive_weight=0.5"]).reward.progressive_weight == 0.5
+        load_config("scratch_cpu", ["reward.progressive_weight=0.5", "mtgrpo.estimator=unbiased"])
+    assert load_config("scratch_cpu", ["reward.progressive_weight=0.5"]).reward.progressive_weight == 0.5

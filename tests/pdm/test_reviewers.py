@@ -32,7 +32,7 @@ class Applause:
 
 
 def check_agent(agent: AgentConfig) -> None:
-    config = load_config("demo_cpu", [])
+    config = load_config("scratch_cpu", [])
     config.agent = agent
     check(config)
 

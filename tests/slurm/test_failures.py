@@ -24,7 +24,7 @@ if "train-rank" in sys.orig_argv and "task" not in sys.orig_argv:
 def test_a_task_that_exits_3_ends_the_job(slurm: PrivateSlurm, tmp_path: Path) -> None:
     """At once and once: going on from a checkpoint would come to the same end. The helpers say what happened."""
     (tmp_path / "sitecustomize.py").write_text(GIVES_UP)
-    settings = {"CONFIG_NAME": "demo_cpu", "MIN_FREE_GB": "0.01", "PREFLIGHT": "off", "PYTHONPATH": str(tmp_path)}
+    settings = {"CONFIG_NAME": "scratch_cpu", "MIN_FREE_GB": "0.01", "PREFLIGHT": "off", "PYTHONPATH": str(tmp_path)}
     job = submit(slurm, tmp_path / "run", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", overrides=TINY,
                  environment=settings)
     reason = assert_over(job, "FAILED", "1:0", "failed", marker=False)

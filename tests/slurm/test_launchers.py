@@ -132,7 +132,7 @@ def test_no_container_runtime(container: str, slurm: PrivateSlurm, tmp_path: Pat
 
 def test_a_config_that_is_refused(slurm: PrivateSlurm, tmp_path: Path) -> None:
     job = submit(slurm, tmp_path / "run", "--nodes=1", "--ntasks-per-node=1", overrides=("mtgrpo.stepz=3",),
-                 environment={"CONFIG_NAME": "demo_cpu"})
+                 environment={"CONFIG_NAME": "scratch_cpu"})
     reason = assert_over(job, "FAILED", "2:0", "failed", marker=False)
     assert "stepz" in reason["reason"]
 

@@ -50,7 +50,7 @@ for ((gpu = 0; gpu <= last; gpu++)); do echo "$gpu, 4 MiB, 0"; done
 def test_a_bad_node_is_named_and_left_out(slurm: PrivateSlurm, tmp_path: Path) -> None:
     path = fake_nvidia_smi(tmp_path / "driver", "node1")
     job = submit(slurm, tmp_path / "run", "--nodes=2", *ONE_A_NODE, overrides=DEMO,
-                 environment=ONLY | {"CONFIG_NAME": "demo_cpu", "PATH": path})
+                 environment=ONLY | {"CONFIG_NAME": "scratch_cpu", "PATH": path})
     reason = assert_over(job, "COMPLETED", "0:0", "completed", marker=False)
     (before,) = reason["before"]
     assert (before["state"], before["node"], before["attempt"]) == ("requeued", "node1", 1)
@@ -64,7 +64,7 @@ def test_no_node_left_to_go_to_fails_in_the_end(slurm: PrivateSlurm, tmp_path: P
     """Bounded: MAX_TRIES without a checkpoint."""
     path = fake_nvidia_smi(tmp_path / "driver", "node1 || $(hostname) == node2")
     job = submit(slurm, tmp_path / "run", "--nodes=2", *ONE_A_NODE, overrides=DEMO,
-                 environment=ONLY | {"CONFIG_NAME": "demo_cpu", "PATH": path, "MAX_TRIES": "1"})
+                 environment=ONLY | {"CONFIG_NAME": "scratch_cpu", "PATH": path, "MAX_TRIES": "1"})
     reason = assert_over(job, "FAILED", "1:0", "failed", marker=False)
     assert "MAX_TRIES=1" in reason["reason"] and "7 GPUs answer" in reason["reason"]
     assert [entry["state"] for entry in reason["before"]] == ["requeued"]
@@ -72,7 +72,7 @@ def test_no_node_left_to_go_to_fails_in_the_end(slurm: PrivateSlurm, tmp_path: P
 
 def test_a_disk_without_room(slurm: PrivateSlurm, tmp_path: Path) -> None:
     job = submit(slurm, tmp_path / "run", "--nodes=2", *ONE_A_NODE, overrides=DEMO,
-                 environment=ONLY | {"CONFIG_NAME": "demo_cpu", "MIN_FREE_GB": "1000000000"})
+                 environment=ONLY | {"CONFIG_NAME": "scratch_cpu", "MIN_FREE_GB": "1000000000"})
     reason = assert_over(job, "FAILED", "1:0", "failed", marker=False)
     assert "MIN_FREE_GB" in reason["reason"] and "disk is full" in reason["reason"]
     assert job.says()["Restarts"] == "0"

@@ -32,7 +32,7 @@ TINY = (
     "checkpoint.every_steps=1",
 )
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--time=600", "--signal=B:USR1@3600")
-SETTINGS = {"CONFIG_NAME": "demo_cpu", "MIN_FREE_GB": "0.01"}
+SETTINGS = {"CONFIG_NAME": "scratch_cpu", "MIN_FREE_GB": "0.01"}
 DISK = Path("/run/slurm/disk")
 """A file system of 2 GB that all nodes share, in memory."""
 
