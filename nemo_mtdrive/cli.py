@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-name", default="demo_cpu", metavar="NAME", help="conf/NAME.yaml (default: %(default)s)")
+def _add_config(parser: argparse.ArgumentParser, name: str = "demo_cpu") -> None:
+    parser.add_argument("--config-name", default=name, metavar="NAME", help="conf/NAME.yaml (default: %(default)s)")
     parser.add_argument("--config-dir", type=Path, default=CONF_DIR, metavar="DIR", help="folder of configs")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE",
                         help="any key of nemo_mtdrive/config.py, e.g. mtgrpo.steps=10, scenes=av2, run_dir=runs/a")
@@ -111,7 +111,7 @@ def _add_pretraining(commands: argparse._SubParsersAction) -> None:
 The tower learns from the training scenes by regression: the human's trajectory from picture, history and command, and the
 ground ahead. The language model has random weights. Killed, it goes on where it was when the same command is given again."""
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="Hugging Face directory that is written")
-    _add_config(parser)
+    _add_config(parser, "scratch_cpu")
 
 
 def _pretrain(options: argparse.Namespace) -> None:
