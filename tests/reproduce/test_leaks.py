@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_mtdrive.config import AgentConfig, SFTDataConfig
+from nemo_mtdrive.config import AgentConfig, SFTDataConfig, load_config
 from nemo_mtdrive.data.curate import CurationTask, SceneArguments, curate
 from nemo_mtdrive.data.single_turn import question
 from nemo_mtdrive.dialogue.prompt import answer_text, first_question, format_point
@@ -122,3 +122,12 @@ def test_questions_of_sft_data_hold_no_future(tmp_path: Path, agent: PDMAgent) -
                 assert not [text for text in told for pose in new if format_point(pose) in text]
             seen += 1
     assert seen > 20
+
+
+def test_the_demo_shows_scenes_that_its_model_has_not_seen() -> None:
+    config = load_config("demo_cpu", [])
+    learned = json.loads((Path(config.model.init_from) / "training.json").read_text())
+    shown = config.scenes
+    assert learned["scenes"] == shown.source == "procedural"
+    first, last = learned["first_seed"], learned["first_seed"] + learned["count"] - 1
+    assert not first <= shown.seed <= last and not first <= shown.seed + shown.count + shown.held_out - 1 <= last
