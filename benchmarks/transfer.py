@@ -22,7 +22,7 @@ until the last consumer has its last tensor, and the bytes that were put on a so
 Peers start with the image processor's work done; ours pays for its part of it. Each variant's first pass warms up and takes
 checksums of every rollout's tokens and pixels in every phase, which must be equal everywhere; it is not timed. Variants take
 turns, round by round, so that other load meets all alike; figures are medians over rounds, with the range. Peers need some
-16 GB of memory for 256x540p.
+22 GB of memory for 256x540p.
 """
 
 from __future__ import annotations
