@@ -6,18 +6,23 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from nemo_mtdrive.cluster import files
 from nemo_mtdrive.cluster.layout import Layout, make_layout
 from nemo_mtdrive.cluster.meeting import make_cluster_endpoints, resolve
 from nemo_mtdrive.cluster.preflight import read_addresses
-from nemo_mtdrive.config import Config, read_config
+from nemo_mtdrive.config import Config, read_config, save_config
 from nemo_mtdrive.launch import whole_checkpoints, write_endpoints
 from nemo_mtdrive.transfer.segments import sweep
 from nemo_mtdrive.whole_file import write_whole
 
 BASELINES = "baselines.json"
+PREPARED = "prepared.json"
+MADE = ("splits.json", "scenes", "sft_data")
+"""What `prepare` may leave in the run directory."""
 PLAIN_EVERY_S = 10.0
 
 
@@ -38,11 +43,14 @@ def prepare(config: Config) -> None:
     Raises:
         ConfigError: see `jobs.prepare_run`.
     """
-    from nemo_mtdrive.jobs import prepare_run, score_baselines  # imports for seconds
-    from nemo_mtdrive.telemetry.progress import open_progress
-
     run_dir = Path(config.run_dir)
     config.resume = (run_dir / "config.yaml").exists()
+    if config.resume and _is_prepared(config, run_dir):
+        save_config(config, run_dir / "config.yaml")  # which now says that it is a restart
+        return  # all GPUs of the job wait: not to import for seconds what would find nothing to do
+    from nemo_mtdrive.jobs import prepare_run, score_baselines
+    from nemo_mtdrive.telemetry.progress import open_progress
+
     path = files.folder(run_dir) / BASELINES
     found = json.loads(path.read_text()) if path.exists() else {"began": time.time(), "of": None}
     asked = [config.validation.scenes, config.environment.perception]
@@ -51,6 +59,23 @@ def prepare(config: Config) -> None:
         if found["of"] != asked:  # minutes for many scenes, while all of the job's GPUs wait
             rows = score_baselines(config, run_dir, progress)
             write_whole(path, json.dumps({"began": found["began"], "of": asked, "rows": rows}))
+    write_whole(files.folder(run_dir) / PREPARED, json.dumps({
+        "of": _request(config), "made": [name for name in MADE if (run_dir / name).exists()]}))
+
+
+def _is_prepared(config: Config, run_dir: Path) -> bool:
+    """Whether an earlier try made everything for this very config, and it is still there."""
+    path = files.folder(run_dir) / PREPARED
+    if not path.exists():
+        return False
+    prepared = json.loads(path.read_text())
+    return bool(prepared["of"] == _request(config)) and all((run_dir / name).exists() for name in prepared["made"])
+
+
+def _request(config: Config) -> dict[str, Any]:
+    """The config as JSON, without whether it is a restart."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config) | {"resume": None}, default=str))
+    return values
 
 
 def meet(run_dir: Path, addresses: Path | None) -> None:
