@@ -144,14 +144,15 @@ def _preflight(options: argparse.Namespace) -> int:
 
 def _all_reduce(options: argparse.Namespace, run_dir: Path, addresses: dict[str, str]) -> int:
     from nemo_mtdrive.cluster.files import current_try, read_layout
-    from nemo_mtdrive.cluster.smoke import run_smoke
-    from nemo_mtdrive.cluster.task import local_rank_of, place
+    from nemo_mtdrive.cluster.task import gpus_to_join, place
 
     layout = read_layout(run_dir)
     rank = place(layout, "training-rank", os.environ)
-    step = layout.step("training-rank")
-    nodes = [layout.node_of("training-rank", each) for each in range(step.tasks)]
-    said = run_smoke(nodes, rank, local_rank_of(layout, rank, os.environ), (addresses[nodes[0]],
-                     layout.port("smoke", 0, current_try())), options.timeout_s)
-    print("\n".join(said), flush=True, end="\n" if said else "")
-    return 1 if any("\tbad\t" in line for line in said) else 0
+    nodes = [layout.node_of("training-rank", each) for each in range(layout.step("training-rank").tasks)]
+    print(f"{nodes[rank]}\tplaced\t{rank}", flush=True)
+    members = gpus_to_join(layout, rank, os.environ)
+    if not members:
+        return 0
+    from nemo_mtdrive.cluster.smoke import run_smoke  # torch
+
+    return run_smoke(nodes, members, (addresses[nodes[0]], layout.port("smoke", 0, current_try())), options.timeout_s)

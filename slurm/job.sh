@@ -425,7 +425,7 @@ judge_nodes() { # WHAT NODE...: from the lines in SAID
   grep -qE $'^[^\t]+\t(ok|bad|here)\t' "$SAID" || finish_job 1 failed "$what: no node answered: $(grep -v 'cpu binding' "$RUN/slurm/try-$TRY/$what.err" | tail -n 1)"
   for node in "$@"; do
     problem=$(awk -F '\t' -v node="$node" '$1 == node && $2 == "bad" {print $3; exit}' "$SAID")
-    grep -q "^$node"$'\t' "$SAID" || problem="it did not answer within $PREFLIGHT_TIMEOUT_S s"
+    grep -qE "^$node"$'\t(ok|bad|here)\t' "$SAID" || problem="it did not answer within $PREFLIGHT_TIMEOUT_S s"
     [[ -z $problem ]] || { bad+=("$node"); words+=("$node: $problem"); }
   done
   ((${#bad[@]} == 0)) || requeue "$what: bad node $(IFS=';'; echo "${words[*]}")" "$(IFS=,; echo "${bad[*]}")"

@@ -1,19 +1,24 @@
-"""Can all tasks talk to each other? One all-reduce over gloo (CPU) or nccl (GPU), checked and timed, and clocks compared.
+"""Can all ranks talk to each other? One all-reduce over gloo (CPU) or nccl (GPU), checked and timed, and clocks compared.
 
-Every task says NODE <tab> here <tab> RANK before it joins; a node that is not heard of when the time is over is the one
-that is named. Rank 0 says the result, in the form of the preflight's lines.
+Every rank says NODE <tab> here <tab> RANK before it joins; a node that is not heard of when the time is over is the one
+that is named. Rank 0 says the result, in the form of the preflight's lines. The ranks of a node come of one process: it
+alone reads torch, some thousand files, from what may be a shared file system.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from nemo_mtdrive.process import die_with_parent
 
 MOST_SKEW_S = 5.0
 """Clocks that differ by more make the times of files and logs useless [s]."""
@@ -21,15 +26,39 @@ ELEMENTS = 1 << 20
 ROUNDS = 3
 
 
-def run_smoke(nodes: Sequence[str], rank: int, local_rank: int, master: tuple[str, int], timeout_s: float) -> list[str]:
-    """Join, reduce, compare clocks; returns what to say (rank 0 alone has something).
+def run_smoke(nodes: Sequence[str], members: Mapping[int, int], master: tuple[str, int], timeout_s: float) -> int:
+    """Let the ranks of this node join, each in its own process; returns the exit code.
 
     Args:
         nodes: the node of each rank.
-        rank: of this task.
-        local_rank: its GPU, where there are any.
+        members: rank -> its GPU, where there are any.
         master: address and port of rank 0.
         timeout_s: for all to join, and for each operation.
+    """
+    context = multiprocessing.get_context("fork")  # before anything here has touched CUDA
+    ranks = [context.Process(target=_run_rank, args=(nodes, rank, gpu, master, timeout_s)) for rank, gpu in members.items()]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    return int(any(process.exitcode for process in ranks))
+
+
+def _run_rank(nodes: Sequence[str], rank: int, local_rank: int, master: tuple[str, int], timeout_s: float) -> None:
+    die_with_parent()
+    said = _join(nodes, rank, local_rank, master, timeout_s)
+    _say(*said)
+    sys.exit(any("\tbad\t" in line for line in said))
+
+
+def _say(*lines: str) -> None:
+    """Lines in one write, as the ranks of a node share its standard output."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+
+def _join(nodes: Sequence[str], rank: int, local_rank: int, master: tuple[str, int], timeout_s: float) -> list[str]:
+    """Join, reduce, compare clocks; returns what to say (rank 0 alone has something).
 
     Raises:
         RuntimeError: torch's, where tasks do not come or do not answer.
@@ -40,7 +69,7 @@ def run_smoke(nodes: Sequence[str], rank: int, local_rank: int, master: tuple[st
         torch.cuda.set_device(device)
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = master[0], str(master[1])
     world = len(nodes)
-    print(f"{nodes[rank]}\there\t{rank}", flush=True)
+    _say(f"{nodes[rank]}\there\t{rank}")
     dist.init_process_group(backend, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s))
     try:
         started = time.monotonic()

@@ -193,9 +193,26 @@ def rank_environment(layout: Layout, endpoints: Endpoints, rank: int) -> dict[st
 
 def local_rank_of(layout: Layout, rank: int, environment: Mapping[str, str]) -> int:
     """Number of a rank's GPU among those that it sees."""
+    return 0 if _is_bound(layout, environment) else layout.step("training-rank").local_index(rank)
+
+
+def gpus_to_join(layout: Layout, rank: int, environment: Mapping[str, str]) -> dict[int, int]:
+    """The ranks for which this rank's task joins the preflight's all-reduce, and their GPUs.
+
+    The first task of a node does it for all of them; where Slurm shows each task its own GPU, each for itself.
+    """
+    step = layout.step("training-rank")
+    if _is_bound(layout, environment):
+        return {rank: 0}
+    if step.local_index(rank):
+        return {}
+    node = layout.node_of("training-rank", rank)
+    return {each: step.local_index(each) for each in range(step.tasks) if layout.node_of("training-rank", each) == node}
+
+
+def _is_bound(layout: Layout, environment: Mapping[str, str]) -> bool:
     shown = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    bound = layout.allocation.gpus > 1 and len(shown) == 1
-    return 0 if bound else layout.step("training-rank").local_index(rank)
+    return layout.allocation.gpus > 1 and len(shown) == 1
 
 
 def visible_gpus(gpus: Sequence[int], environment: Mapping[str, str]) -> dict[str, str]:

@@ -47,6 +47,9 @@ class NativeModel:
     ) -> None:
         """`config`: HF's config or its JSON as a dict. Raises EngineError for what the decoder does not cover."""
         declare_torchvision_operators()  # transformers imports torchvision; so its imports are here, behind this line
+        from transformers.utils import import_utils
+
+        import_utils._sklearn_available = False  # or its generation imports scikit-learn: a fifth of a worker's start
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
         from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
         from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel

@@ -9,7 +9,7 @@ import pytest
 
 from nemo_mtdrive.cluster.layout import Allocation, Layout, make_layout
 from nemo_mtdrive.cluster.meeting import make_cluster_endpoints
-from nemo_mtdrive.cluster.task import cpus_for, local_rank_of, place, python_of, rank_environment, visible_gpus
+from nemo_mtdrive.cluster.task import cpus_for, gpus_to_join, local_rank_of, place, python_of, rank_environment, visible_gpus
 from nemo_mtdrive.config import Config, ConfigError
 
 
@@ -48,6 +48,13 @@ def test_a_rank_finds_its_peers_and_its_gpu(layout: Layout, tmp_path: Path, monk
 def test_a_rank_that_the_site_binds_to_one_gpu_takes_that(layout: Layout) -> None:
     assert local_rank_of(layout, 11, {"CUDA_VISIBLE_DEVICES": "3"}) == 0
     assert local_rank_of(layout, 11, {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}) == 3
+
+
+def test_the_first_task_of_a_node_joins_for_all_that_share_its_gpus(layout: Layout) -> None:
+    shared = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
+    assert [gpus_to_join(layout, rank, shared) for rank in (0, 7, 9)] == [{rank: rank for rank in range(8)}, {}, {}]
+    assert gpus_to_join(layout, 8, shared) == {8 + gpu: gpu for gpu in range(8)}
+    assert gpus_to_join(layout, 11, {"CUDA_VISIBLE_DEVICES": "3"}) == {11: 0}, "a task that sees one GPU joins for itself"
 
 
 def test_a_worker_sees_its_own_gpus_alone(layout: Layout) -> None:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +142,12 @@ def assert_over(job: Job, slurm_state: str, exit_code: str, state: str, *, marke
 
 
 def nothing_left(job: Job) -> None:
-    """No process of the job on any node, and none of its shared memory."""
+    """No process of the job on any node, and no shared memory where no other job runs."""
     job.slurm.wait_for(f"the last processes of job {job.job_id}", lambda: not job.processes(), ORPHANS_S)
+    others = job.slurm.run("squeue", "-h", "-t", "running", "-o", "%i").stdout.split()
+    busy = {node for other in others for node in replace(job, job_id=other).nodes()}
     for node in NODES:
-        if job.slurm.is_on(node):
+        if job.slurm.is_on(node) and node not in busy:
             assert job.slurm.on_node(node, "ls", "-A", "/dev/shm") == "", f"node{node}"
 
 

@@ -29,8 +29,9 @@ def test_32_ranks_on_four_nodes(slurm: PrivateSlurm, tmp_path: Path) -> None:
     said = job.says()
     assert (said["NumNodes"], said["NumTasks"], said["TresPerNode"]) == ("4", "32", "gres:gpu:8")
     assert sorted(said_by_nodes(job, "preflight.txt")) == [[f"node{n}", "ok", f"10.77.0.{n}"] for n in (1, 2, 3, 4)]
-    here = [row for row in said_by_nodes(job, "all-reduce.txt") if row[1] == "here"]
-    assert sorted((int(rank), node) for node, _, rank in here) == [(rank, f"node{1 + rank // 8}") for rank in range(32)]
+    for word in ("placed", "here"):
+        rows = [row for row in said_by_nodes(job, "all-reduce.txt") if row[1] == word]
+        assert sorted((int(rank), node) for node, _, rank in rows) == [(rank, f"node{1 + rank // 8}") for rank in range(32)]
     (word,) = [row[2] for row in said_by_nodes(job, "all-reduce.txt") if row[1] == "ok"]
     assert word.startswith("32 ranks over gloo")
 

@@ -22,7 +22,7 @@ from .private_slurm import LONGEST_S, NODES, PrivateSlurm
 
 pytestmark = pytest.mark.end_to_end
 
-STEPS = 16
+STEPS = 9
 TINY = (
     "scenes.count=6", "scenes.held_out=1", "scenes.image_width=56", "scenes.image_height=28", "validation.scenes=1",
     "model.layers=1", "model.vision_layers=1", "parallel.tensor=1", "parallel.data=2", "rollout.workers=2",
@@ -99,19 +99,14 @@ class Story:
         reason = self.job.reason()
         return [*reason["before"], *([reason] if reason["state"] != "running" else [])] if reason else []
 
-    def time_limit(self, meanwhile: Callable[[], Job]) -> Job:
-        """Slurm's own signal before the time limit: the limit moves to within an hour, and back once the signal came.
-
-        Slurm looks at limits every half minute; what `meanwhile` starts has the machine until then.
-        """
+    def time_limit(self) -> None:
+        """Slurm's own signal before the time limit: the limit moves to within an hour, and back once the signal came."""
         workers = self.await_progress("time limit")
         self.slurm.run("scontrol", "update", f"jobid={self.job.job_id}", "TimeLimit=50")
-        other = meanwhile()
         self.slurm.wait_for("Slurm's signal", (self.job.run / "stop").exists)
         self.slurm.run("scontrol", "update", f"jobid={self.job.job_id}", "TimeLimit=600")
         freeze(workers, False)
         self.await_word("time limit", "requeued")
-        return other
 
     def preemption(self, go: Path) -> None:
         """A job of the partition `high` wants the nodes."""
@@ -134,17 +129,30 @@ class Story:
         self.await_word("lost worker node", "requeued")
         self.told.lost = victim
 
-    def lost_batch_host(self) -> None:
-        """The node of the batch script loses power as soon as the ranks are there: no trap of it runs."""
-        self.slurm.wait_for("ranks", lambda: len(self.job.role("train-rank")) == 2)
-        self.told.nodes["lost batch host"] = self.job.nodes()
-        self.slurm.kill_node(self.job.batch_node())
+    def await_ranks(self, mishap: str) -> None:
+        """Wait until the ranks of a try are there."""
+        self.slurm.wait_for(f"ranks before {mishap}", lambda: len(self.job.role("train-rank")) == 2)
+        self.told.nodes[mishap] = self.job.nodes()
+
+    def lost_batch_host(self, meanwhile: Callable[[list[int]], Job]) -> Job:
+        """The node of the batch script loses power as soon as the ranks are there: no trap of it runs.
+
+        Slurm takes its time to find out; what `meanwhile` starts on the nodes that are free has the machine until then.
+        """
+        self.await_ranks("lost batch host")
+        self.slurm.start_node(self.told.lost)
+        self.slurm.wait_for("the node that was lost", lambda: self.slurm.node_state(self.told.lost) == "idle")
+        victim = self.job.batch_node()
+        self.slurm.kill_node(victim)
+        other = meanwhile([node for node in NODES if node not in self.told.nodes["lost batch host"]])
+        self.slurm.wait_for("Slurm to notice", lambda: self.slurm.node_state(victim).startswith("down"))
+        self.slurm.start_node(victim)
         self.await_word("lost batch host", "interrupted")
+        return other
 
     def scancel(self) -> None:
-        """The user cancels it."""
-        workers = self.await_progress("scancel")
-        freeze(workers, False)
+        """The user cancels it as soon as the ranks are there."""
+        self.await_ranks("scancel")
         self.slurm.run("scancel", self.job.job_id)
         self.note("scancel", assert_over(self.job, "CANCELLED", "143:0", "cancelled", marker=False))
 
@@ -164,19 +172,17 @@ def runs(cluster: PrivateSlurm, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("training")
     story = Story(cluster, DISK / "disturbed")
     story.submit()
-    undisturbed = story.time_limit(meanwhile=lambda: submit(
-        cluster, folder / "undisturbed", *TWO_NODES, overrides=TINY, environment=SETTINGS))
+    story.time_limit()
     story.preemption(folder / "go")
-    undisturbed.wait_over()
     story.lost_worker_node()
-    story.lost_batch_host()
+    undisturbed = story.lost_batch_host(meanwhile=lambda free: submit(
+        cluster, folder / "undisturbed", *TWO_NODES, f"--nodelist={','.join(f'node{node}' for node in free)}",
+        overrides=TINY, environment=SETTINGS))
     story.scancel()
     story.full_disk()
-    for node in NODES:
-        if not cluster.is_on(node):
-            cluster.start_node(node)
     story.submit()
-    story.job.wait_over()
+    for job in (undisturbed, story.job):
+        job.wait_over()
     yield undisturbed, story.told
     cluster.clear()
     cluster.run("rm", "-r", story.told.run_dir)
