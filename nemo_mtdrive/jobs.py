@@ -6,12 +6,13 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from nemo_mtdrive.config import Config, ConfigError, read_config, save_config
+from nemo_mtdrive.config import Config, ConfigError, MtGRPOConfig, read_config, save_config
 from nemo_mtdrive.data.prepare import prepare, read_splits, scene_arguments
 from nemo_mtdrive.driving.scene import Scene
 from nemo_mtdrive.evaluation.baselines import DRIVERS, summarise_drivers
@@ -116,10 +117,20 @@ def refuse_other_config(config: Config, path: Path) -> None:
             raise ConfigError(f"run_dir={config.run_dir}: it holds a run with other `{section}`; set another run_dir, or "
                               "remove this one")
     if config.resume:
+        old = longer(old, config.mtgrpo)
         for section in ("model", "sft", "mtgrpo", "reward", "rollout"):  # `parallel` may differ: checkpoints fit any
             if getattr(old, section) != getattr(config, section):
                 raise ConfigError(f"resume=true: {config.run_dir} was run with other `{section}`; resume with the same "
-                                  "config")
+                                  "config (mtgrpo.steps may grow where mtgrpo.iterations=1)")
+
+
+def longer(config: Config, wanted: MtGRPOConfig) -> Config:
+    """The same with as many steps as are wanted, if that only adds to the end: with several iterations, the steps of each
+    decide when the reference becomes the policy."""
+    mine = config.mtgrpo
+    if mine.iterations == wanted.iterations == 1 and wanted.steps > mine.steps:
+        return replace(config, mtgrpo=replace(mine, steps=wanted.steps))
+    return config
 
 
 def score_baselines(config: Config, run_dir: Path, progress: Progress) -> dict[str, Any]:

@@ -80,3 +80,27 @@ def test_a_run_directory_of_another_config_is_refused(tmp_path: Path) -> None:
     done = run("rl", "--config-name", "scratch_cpu", f"run_dir={tmp_path}", "scenes.seed=99")
     assert done.returncode == 2
     assert "it holds a run with other `scenes`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "refused"),
+    [
+        (["mtgrpo.steps=2"], ["mtgrpo.steps=3"], False),
+        (["mtgrpo.steps=2"], ["mtgrpo.steps=1"], True),
+        (["mtgrpo.steps=2", "mtgrpo.iterations=2"], ["mtgrpo.steps=3", "mtgrpo.iterations=2"], True),
+        (["mtgrpo.steps=2"], ["mtgrpo.steps=3", "mtgrpo.lr=1"], True),
+    ],
+    ids=["more steps", "fewer steps", "more steps of each iteration", "another learning rate"],
+)
+def test_a_resumed_run_may_only_get_longer(tmp_path: Path, before: list[str], now: list[str], refused: bool) -> None:
+    from nemo_mtdrive.config import ConfigError, load_config, read_config
+    from nemo_mtdrive.jobs import open_run_dir
+
+    open_run_dir(load_config("scratch_cpu", [f"run_dir={tmp_path}", *before]))
+    again = load_config("scratch_cpu", [f"run_dir={tmp_path}", "resume=true", *now])
+    if not refused:
+        open_run_dir(again)
+        assert read_config(tmp_path / "config.yaml").mtgrpo.steps == 3
+        return
+    with pytest.raises(ConfigError, match="other `mtgrpo`"):
+        open_run_dir(again)

@@ -154,6 +154,18 @@ def test_stopped_by_ctrl_c_and_resumed_is_the_same_run(finished: Path) -> None:
     assert weights(run_dir, "rl-000002") == weights(finished, "rl-000002")
 
 
+def test_a_finished_run_goes_on_with_more_steps(finished: Path) -> None:
+    """One step to the end, then a second: the weights of two steps in one go, and the last evaluation is of them."""
+    run_dir = sibling(finished, "longer")
+    run(run_dir, "mtgrpo.steps=1")
+    assert [line["step"] for line in steps(run_dir, "rl")] == [0]
+    run(run_dir, "resume=true")
+    assert [line["step"] for line in steps(run_dir, "rl")] == [0, 1]
+    assert weights(run_dir, "rl-000002") == weights(finished, "rl-000002")
+    mine, theirs = (json.loads((folder / "summary.json").read_text())["after_rl"] for folder in (run_dir, finished))
+    assert mine == theirs
+
+
 def test_rollouts_ahead_of_the_trainer_survive_a_stop(finished: Path) -> None:
     """One step off: every step but the first lags one update; a run that is asked to stop is the same run afterwards."""
     ahead = ("mtgrpo.max_staleness=1", "mtgrpo.importance_cap=2", "mtgrpo.steps=5")

@@ -38,6 +38,8 @@ from nemo_mtdrive.whole_file import write_whole
 
 PENDING = "pending_rollouts.msgpack"
 """Beside a checkpoint's weights: the rollouts that were under way ahead of the trainer."""
+END = "after_rl"
+"""The evaluation that ends a run."""
 EVALUATION_STEP = 0
 """Every evaluation draws with the same seeds, so that rows differ by the policy alone."""
 
@@ -106,7 +108,7 @@ class TrainingJob:
             self.evaluate("after_sft" if self.sft is not None else "before_rl")
         if self.rl_steps:
             self.run_rl(state.step)
-            self.evaluate("after_rl")
+            self.evaluate(END)
 
     def resume(self) -> JobState:
         """Load the last whole checkpoint, if the job is to be resumed and there is one; else start with the policy."""
@@ -129,6 +131,10 @@ class TrainingJob:
             pending = read_pending(found.path / PENDING)
             self.rl.restore(pending, pending_images(pending, self._scenes.image))
         state = JobState(**saved["job"])
+        if state.phase == "rl" and state.step < self.rl_steps:  # what a shorter run ended with is not the end any more
+            self._evaluated.discard(END)
+            if self.is_main:
+                self._summary.drop(END)
         if self.is_main:
             self._recorder.drop_after("train", state.step - 1 if state.phase == "rl" else -1)
         self.progress.note(f"resumed from {found.name}: {state.phase} step {state.step}")
@@ -296,6 +302,12 @@ class Summary:
     def add(self, name: str, row: Any) -> None:
         """Add or replace a row."""
         write_whole(self._path, json.dumps(self.read() | {name: row}, indent=1))
+
+    def drop(self, name: str) -> None:
+        """Forget a row, if it is there."""
+        rows = self.read()
+        if rows.pop(name, None) is not None:
+            write_whole(self._path, json.dumps(rows, indent=1))
 
     def clear(self) -> None:
         """Forget the rows of an earlier run of the same directory."""
