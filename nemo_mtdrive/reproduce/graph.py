@@ -33,7 +33,9 @@ def whole_graph(recipe: Recipe, seeds: Sequence[int]) -> Graph:
     for seed in seeds:
         for name, row in recipe.sft.items():
             stages.append(_sft(recipe, f"sft_{name}", row, f"data_{row.data}", seed))
-            stages.append(_evaluation(recipe, f"sft_{name}", seed, turns=recipe.rl.turns if name == MODEL else row.turns))
+            start = name == MODEL
+            stages.append(_evaluation(recipe, f"sft_{name}", seed, turns=recipe.rl.turns if start else row.turns,
+                                      kinematic=start))
         stages += _reinforced(recipe, seed)
         stages += [_pictures(recipe, model, seed) for model in (f"sft_{MODEL}", f"rl_{MODEL_RL}")]
         stages += _mock(recipe, seed)

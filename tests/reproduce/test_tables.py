@@ -43,6 +43,7 @@ def root(tmp_path: Path, recipe: Recipe) -> Path:
               "eval_rl_per_turn": (0.6, 0.63), "eval_rl_cross_turn": (0.6, 0.7, 0.66), "eval_rl_unbiased": (0.6, 0.65)}
     for stage, said in scores.items():
         write_scores(tmp_path, stage, "model_oracle", SEEDS, [said, said])
+    write_scores(tmp_path, "eval_sft_multi", "model_kinematic", SEEDS, [(0.5, 0.51), (0.5, 0.51)])
     write_scores(tmp_path, "eval_rl_cross_turn", "model_kinematic", SEEDS, [(0.6,), (0.6,)])
     for driver, pdms in (("constant_velocity", 0.3), ("pdm_closed", 0.8), ("human", 0.95)):
         write_row(tmp_path, "eval_drivers", driver, [episode("s0", turn(0, pdms)), episode("s1", turn(0, pdms))])
@@ -71,9 +72,12 @@ def test_table_3(root: Path, recipe: Recipe) -> None:
 
 def test_table_1(root: Path, recipe: Recipe) -> None:
     found = table1(root, recipe, SEEDS)
-    assert column(found.rows, "PDMS") == [30.0, 80.0, 95.0, 50.0, 58.0, 60.0, 66.0]
-    assert [row.names for row in found.rows][-2:] == [["RL, kinematic feedback", "6"], ["RL, oracle feedback", "6"]]
-    assert column(found.rows, "ADE m") == [0.0] * 7
+    assert column(found.rows, "PDMS") == [30.0, 80.0, 95.0, 50.0, 51.0, 58.0, 60.0, 66.0]
+    assert [row.names[0] for row in found.rows][-4:] == [
+        f"{model}, {feedback} feedback" for model in ("SFT", "RL") for feedback in ("kinematic", "oracle")]
+    assert column(found.rows, "Over SFT") == [*[None] * 6, 9.0, 8.0], "each over the row with the same feedback"
+    assert column(found.rows, "Paper") == [None, None, 94.8, 83.7, None, 88.1, 91.1, 96.2]
+    assert column(found.rows, "ADE m") == [0.0] * 8
 
 
 def test_turns(root: Path, recipe: Recipe) -> None:
