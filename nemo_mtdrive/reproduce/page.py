@@ -53,10 +53,10 @@ def block(root: Path, name: str, figures: Path) -> str | None:
         return None
     figures.mkdir(parents=True, exist_ok=True)
     pictures = []
-    for file in (f"{name}.svg", f"{name}_episodes.png"):
+    for file, shown in ((f"{name}.svg", result.title), (f"{name}_episodes.png", f"{result.title}: episodes")):
         if (root / RESULTS / file).is_file():
             shutil.copyfile(root / RESULTS / file, figures / file)
-            pictures.append(f"![{result.title}]({figures.name}/{file})\n")
+            pictures.append(f"![{shown}]({figures.name}/{file})\n")
     note = f"{result.note}.\n\n" if result.note else ""
     return f"{result.grid(short=True).markdown()}\n{note}{provenance(result)}\n\n" + "\n".join(pictures)
 
