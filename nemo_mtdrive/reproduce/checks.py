@@ -18,7 +18,7 @@ from nemo_mtdrive.reproduce import gates
 from nemo_mtdrive.reproduce.gates import Gate
 from nemo_mtdrive.reproduce.graph import HELD_OUT, TRAIN, whole_graph
 from nemo_mtdrive.reproduce.leaks import episode_leaks, poses_in, question_leaks, unlike
-from nemo_mtdrive.reproduce.recipe import MODEL, MODEL_RL, SINGLE, Recipe
+from nemo_mtdrive.reproduce.recipe import MODEL, RL_MODEL, SINGLE, Recipe
 from nemo_mtdrive.reproduce.rows import read_episodes, read_row
 from nemo_mtdrive.reproduce.stages import named, places
 from nemo_mtdrive.reproduce.tables import ORACLE
@@ -27,7 +27,7 @@ from nemo_mtdrive.types import Episode
 
 LOOKED_AT = 200
 """Scenes of each split whose questions are built anew and searched."""
-RL_MODEL, SFT_MODEL = f"rl_{MODEL_RL}", f"sft_{MODEL}"
+SFT_MODEL = f"sft_{MODEL}"
 Part = Callable[[Path, Recipe, Sequence[int]], Iterable[Gate]]
 
 

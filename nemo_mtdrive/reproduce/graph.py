@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from nemo_mtdrive.config import Config, load_config
-from nemo_mtdrive.reproduce.recipe import BOOTSTRAP, MODEL, MODEL_RL, SFT, SINGLE, Recipe
+from nemo_mtdrive.reproduce.recipe import BOOTSTRAP, MODEL, MODEL_RL, RL_MODEL, SFT, SINGLE, Recipe
 from nemo_mtdrive.reproduce.recipe import Stage as SFTStage
 from nemo_mtdrive.reproduce.stages import CONFIGS, Graph, Stage, graph_of, named, needed_for
 
@@ -15,6 +15,8 @@ WHATS = ("model", "table1", "table2", "table3", "turns", "mock", "size")
 SPLIT_SEED = 7
 """Of the training scenes into those that are learned from and those for validation: of a run and its data alike."""
 TRAIN, HELD_OUT, DRIVERS, VISION, RL_SET = "scenes_train", "scenes_held_out", "eval_drivers", "vision", "rl_set"
+OTHER_SCENES = 100
+"""Added to the seed of the model's second iteration, which would else draw the scenes of the first in the same order."""
 USUAL_TURNS = 2.2
 """That an episode takes, whatever the most; of the budget."""
 MODEL_DIRECTORY = "model"
@@ -37,7 +39,7 @@ def whole_graph(recipe: Recipe, seeds: Sequence[int]) -> Graph:
             stages.append(_evaluation(recipe, f"sft_{name}", seed, turns=recipe.rl.turns if start else row.turns,
                                       kinematic=start))
         stages += _reinforced(recipe, seed)
-        stages += [_pictures(recipe, model, seed) for model in (f"sft_{MODEL}", f"rl_{MODEL_RL}")]
+        stages += [_pictures(recipe, model, seed) for model in (f"sft_{MODEL}", RL_MODEL)]
         stages += _mock(recipe, seed)
         stages += _sizes(recipe, seed)
     return graph_of(stages)
@@ -51,7 +53,7 @@ def graph_for(recipe: Recipe, seeds: Sequence[int], whats: Sequence[str]) -> Gra
 
 def stages_of(recipe: Recipe, seeds: Sequence[int], what: str) -> list[str]:
     """Names of the stages that a table is read from."""
-    model_sft, model_rl = f"sft_{MODEL}", f"rl_{MODEL_RL}"
+    model_sft, model_rl = f"sft_{MODEL}", RL_MODEL
     if what == "model":
         return [MODEL_DIRECTORY]
     bases = {
@@ -203,28 +205,32 @@ def _rl_set(recipe: Recipe, first: int) -> Stage:
 
 def _model_directory(first: int) -> Stage:
     """In bfloat16 with its tokenizer, as `model.init_from` takes it."""
-    trained = named(f"rl_{MODEL_RL}", first)
+    trained = named(RL_MODEL, first)
     return Stage(MODEL_DIRECTORY, (("python", "{converters}/nemo_to_hf.py", "--nemo", f"{{{trained}}}/checkpoints/latest",
                                     "--out", "{out}", "--dtype", "bfloat16", "--overwrite"),), (trained,), cpu_s=15.0)
 
 
 def _reinforced(recipe: Recipe, seed: int) -> Iterator[Stage]:
-    """Table 3: from one SFT model, each estimator."""
-    rl = recipe.rl
-    chosen = (f"scenes.rl_set={{{RL_SET}}}/scenes.txt",) if rl.rl_set else ()
+    """Table 3: from one SFT model, each estimator; then the model, from where its estimator ended."""
+    rl, sft = recipe.rl, f"sft_{MODEL}"
+    needs, chosen = ((RL_SET,), (f"scenes.rl_set={{{RL_SET}}}/scenes.txt",)) if rl.rl_set else ((), ())
     for estimator in rl.estimators:
         name = f"rl_{estimator}"
-        yield _rl(recipe, name, seed, rl.steps, (RL_SET,) if rl.rl_set else (), f"mtgrpo.estimator={estimator}", *chosen)
-        shipped = estimator == MODEL_RL
-        yield _evaluation(recipe, name, seed, turns=rl.sweep if shipped else rl.turns, kinematic=shipped)
+        yield _rl(recipe, name, seed, sft, rl.steps, needs, f"mtgrpo.estimator={estimator}", *chosen)
+        yield _evaluation(recipe, name, seed, turns=rl.turns)
+    yield _rl(recipe, RL_MODEL, seed, f"rl_{MODEL_RL}", rl.more, needs, f"mtgrpo.estimator={MODEL_RL}", *chosen,
+              run_seed=OTHER_SCENES + seed)
+    yield _evaluation(recipe, RL_MODEL, seed, turns=rl.sweep, kinematic=True)
 
 
-def _rl(recipe: Recipe, name: str, seed: int, steps: int, needs: tuple[str, ...], *values: str) -> Stage:
-    sft = named(f"sft_{MODEL}", seed)
+def _rl(recipe: Recipe, name: str, seed: int, start: str, steps: int, needs: tuple[str, ...], *values: str,
+        run_seed: int | None = None) -> Stage:
+    trained = named(start, seed)
     prompts, group = rl_batch(recipe)
-    command = _training(recipe, "rl", seed, f"model.init_from={{{sft}}}/checkpoints/latest", "sft.stages=[]",
-                        f"mtgrpo.steps={steps}", f"rollout.max_turns={recipe.rl.turns}", *values, *recipe.rl.set)
-    return Stage(named(name, seed), (command,), (TRAIN, sft, *needs), recipe.config,
+    command = _training(recipe, "rl", seed if run_seed is None else run_seed,
+                        f"model.init_from={{{trained}}}/checkpoints/latest", "sft.stages=[]", f"mtgrpo.steps={steps}",
+                        f"rollout.max_turns={recipe.rl.turns}", *values, *recipe.rl.set)
+    return Stage(named(name, seed), (command,), (TRAIN, trained, *needs), recipe.config,
                  recipe.costs.start + steps * prompts * group * recipe.costs.rl_episode)
 
 
@@ -256,7 +262,7 @@ def _mock(recipe: Recipe, seed: int) -> Iterator[Stage]:
 def _sizes(recipe: Recipe, seed: int) -> Iterator[Stage]:
     for part, count in size_scenes(recipe).items():
         name = size_name(part)
-        yield _rl(recipe, name, seed, recipe.size.steps, (), f"mtgrpo.estimator={MODEL_RL}",
+        yield _rl(recipe, name, seed, f"sft_{MODEL}", recipe.size.steps, (), f"mtgrpo.estimator={MODEL_RL}",
                   f"scenes.count={count}", f"validation.scenes={recipe.scenes.validation}",
                   f"validation.every_steps={recipe.size.validate_every}")
         yield _evaluation(recipe, name, seed, turns=recipe.rl.turns)

@@ -21,7 +21,7 @@ from nemo_mtdrive.evaluation.figures import Row as FigureRow
 from nemo_mtdrive.evaluation.figures import save_figure
 from nemo_mtdrive.reproduce.graph import HELD_OUT
 from nemo_mtdrive.reproduce.intervals import Estimate, estimate
-from nemo_mtdrive.reproduce.recipe import MODEL, MODEL_RL, Recipe
+from nemo_mtdrive.reproduce.recipe import MODEL, RL_MODEL, Recipe
 from nemo_mtdrive.reproduce.results import RESULTS, Result, Row, write_result
 from nemo_mtdrive.reproduce.rows import read_episodes
 from nemo_mtdrive.reproduce.stages import named, places
@@ -104,7 +104,7 @@ def hacks(root: Path, recipe: Recipe, seeds: Sequence[int]) -> list[Path]:
     """
     turns = recipe.rl.turns
     rows, drawn, scenes = [], list[Odd](), 0
-    for label, model in (("SFT", f"sft_{MODEL}"), ("RL", f"rl_{MODEL_RL}")):
+    for label, model in (("SFT", f"sft_{MODEL}"), ("RL", RL_MODEL)):
         cells: dict[str, list[list[float]]] = {name: [] for name in ("well paid", *SIGNS, "any")}
         for seed in seeds:
             episodes, facts = read_episodes(root, named(f"eval_{model}", seed), ORACLE)

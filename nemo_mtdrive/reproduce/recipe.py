@@ -21,6 +21,8 @@ SINGLE, BOOTSTRAP, MODEL = "single", "one_stage", "multi"
 """Rows of `sft` that others build on: whose answers make the 2-turn and 3-turn data, and which RL starts from."""
 MODEL_RL = "cross_turn"
 """The estimator of the model that is shipped: the paper's (Table 3, ID 3)."""
+RL_MODEL = "rl_model"
+"""Its stage: where Table 3's run of that estimator ends, a further iteration begins."""
 
 
 @dataclass
@@ -97,6 +99,9 @@ class RL:
     """Most turns in training and in the tables."""
     sweep: int = 8
     """Most turns that the turn sweep tries."""
+    more: int = 60
+    """Steps of the model's further iteration of Algorithm 1 (line 4: the reference becomes the policy), on other scenes of
+    the set; Table 3 compares the estimators before it."""
     set: list[str] = field(default_factory=list)
     """Further KEY=VALUE of the training."""
 
@@ -212,6 +217,8 @@ def check_recipe(recipe: Recipe, path: Path) -> None:
                           "the data of more turns is made with them")
     if MODEL_RL not in recipe.rl.estimators:
         raise ConfigError(f"--recipe {path}: rl.estimators: set {MODEL_RL} among them, it is the model's")
+    if recipe.rl.steps < 1 or recipe.rl.more < 1:
+        raise ConfigError(f"--recipe {path}: rl.steps={recipe.rl.steps}, rl.more={recipe.rl.more}: set both to 1 or more")
     if not 0 < recipe.scenes.validation < recipe.scenes.train:
         raise ConfigError(f"--recipe {path}: scenes.validation={recipe.scenes.validation}: set it from 1 to less than "
                           f"scenes.train={recipe.scenes.train}")
@@ -234,5 +241,5 @@ def scaled(recipe: Recipe, scale: float, held_out: int | None) -> Recipe:
         vision=replace(recipe.vision, steps=times(recipe.vision.steps)),
         sft={name: replace(row, stages=stages(row.stages)) for name, row in recipe.sft.items()},
         mock=replace(recipe.mock, stages=stages(recipe.mock.stages)),
-        rl=replace(recipe.rl, steps=times(recipe.rl.steps)),
+        rl=replace(recipe.rl, steps=times(recipe.rl.steps), more=times(recipe.rl.more)),
         size=replace(recipe.size, steps=times(recipe.size.steps), validate_every=times(recipe.size.validate_every)))

@@ -14,7 +14,7 @@ from nemo_mtdrive.reproduce.curves import size_panels
 from nemo_mtdrive.reproduce.graph import DRIVERS, graph_for, mock_name, size_name, size_scenes
 from nemo_mtdrive.reproduce.intervals import Estimate, estimate, ratio
 from nemo_mtdrive.reproduce.marks import read_mark
-from nemo_mtdrive.reproduce.recipe import MODEL, MODEL_RL, SINGLE, Recipe
+from nemo_mtdrive.reproduce.recipe import MODEL, RL_MODEL, SINGLE, Recipe
 from nemo_mtdrive.reproduce.results import METRICS, Panel, Result, Row, line_of, score_cells
 from nemo_mtdrive.reproduce.rows import Played, paired, read_driver, read_row, same_scenes
 
@@ -24,8 +24,8 @@ PAPER_SFT = {"single": 83.7, "two_stage": 84.9, "one_stage": 87.3, "understandin
 """PDMS of Table 2 by row."""
 PAPER_RL = {"sequence": 94.2, "per_turn": 95.2, "cross_turn": 96.2}
 """PDMS of Table 3."""
-PAPER_1 = {f"sft_{SINGLE}": 83.7, "human": 94.8, f"sft_{MODEL}, oracle": 88.1, f"rl_{MODEL_RL}, kinematic": 91.1,
-           f"rl_{MODEL_RL}, oracle": 96.2}
+PAPER_1 = {f"sft_{SINGLE}": 83.7, "human": 94.8, f"sft_{MODEL}, oracle": 88.1, f"{RL_MODEL}, kinematic": 91.1,
+           f"{RL_MODEL}, oracle": 96.2}
 """PDMS of Table 1 by row; of its SFT row the paper does not say what feedback it had."""
 ESTIMATORS = {"sequence": "GRPO, reward of the sequence", "per_turn": "mtGRPO, normalised in each turn",
               "cross_turn": "mtGRPO, normalised over turns", "unbiased": "unbiased (ours)"}
@@ -39,7 +39,7 @@ def table1(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Result:
         (label, "-", 1, read_driver(root, DRIVERS, name), PAPER_1.get(name)) for name, label in DRIVER_LABELS.items()]
     chosen.append(("SFT, single-turn", "1", 1, read_row(root, f"eval_sft_{SINGLE}", ORACLE, seeds),
                    PAPER_1[f"sft_{SINGLE}"]))
-    for label, model in (("SFT", f"sft_{MODEL}"), ("RL", f"rl_{MODEL_RL}")):
+    for label, model in (("SFT", f"sft_{MODEL}"), ("RL", RL_MODEL)):
         for feedback, row in (("kinematic", KINEMATIC), ("oracle", ORACLE)):
             chosen.append((f"{label}, {feedback} feedback", str(turns), turns, read_row(root, f"eval_{model}", row, seeds),
                            PAPER_1.get(f"{model}, {feedback}")))
@@ -88,7 +88,7 @@ def table3(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Result:
 def turns(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Result:
     """The RL model with at most 1, 2, ... turns; the smallest number that is as good as the best."""
     most = recipe.rl.sweep
-    played = same_scenes([read_row(root, f"eval_rl_{MODEL_RL}", row, seeds) for row in (ORACLE, KINEMATIC)])
+    played = same_scenes([read_row(root, f"eval_{RL_MODEL}", row, seeds) for row in (ORACLE, KINEMATIC)])
     rows, notes = [], []
     for feedback, row in zip(("oracle", "kinematic"), played, strict=True):
         at = {turn: row.after("PDMS", turn) for turn in range(1, most + 1)}
@@ -145,7 +145,7 @@ def size(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Result:
 def pictures(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Result:
     """First answers with the own and with another scene's picture; by kind for the RL model, what loses most first."""
     rows, scenes = [], 0
-    for label, model in (("SFT", f"sft_{MODEL}"), ("RL", f"rl_{MODEL_RL}")):
+    for label, model in (("SFT", f"sft_{MODEL}"), ("RL", RL_MODEL)):
         own, other = same_scenes([read_row(root, f"pictures_{model}", row, seeds) for row in (ORACLE, f"{ORACLE}_shuffled")])
         scenes = len(own.scenes)
         rows += [Row([label, kind], picture_cells(own, other, kind, recipe.pictures.kinds)) for kind in ("all", ALONE)]

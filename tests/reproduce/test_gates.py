@@ -130,11 +130,11 @@ def test_what_is_not_there_has_not_passed(tmp_path: Path) -> None:
 
 def test_check_reads_the_rows_of_the_tables(tmp_path: Path) -> None:
     for stage, scores in (("eval_sft_single", [[0.5], [0.6]]), ("eval_sft_multi", [[0.5, 0.6], [0.6, 0.7]]),
-                          ("eval_rl_cross_turn", [[0.0, 0.9], [0.7, 0.8]])):
+                          ("eval_rl_model", [[0.0, 0.9], [0.7, 0.8]])):
         write_scores(tmp_path, stage, "model_oracle", (1, 2), scores)
     for seed in (1, 2):
         for name, off in (("model_oracle", 1.0), ("model_oracle_shuffled", 2.0)):
-            write_row(tmp_path, f"pictures_rl_cross_turn-s{seed}", name, [
+            write_row(tmp_path, f"pictures_rl_model-s{seed}", name, [
                 episode("s0", turn(0, 0.5, off=off)), episode("s1", turn(0, 0.5, off=off))], {"s0": "crossing/red_light"})
     found = {gate.name: gate for gate in check(tmp_path, load_recipe(RECIPES / "recipe.yaml"), (1, 2))}
     assert found["multi-turn SFT over single-turn SFT"].found == "10.00 [10.00, 10.00]"

@@ -48,7 +48,8 @@ def test_what_tables_share_is_one_stage(recipe: Recipe) -> None:
     together = graph_for(recipe, SEEDS, WHATS)
     assert set(together) == set.union(*parts.values())
     assert sum(name.startswith("rl_cross_turn") for name in together) == len(SEEDS)
-    assert {"eval_rl_cross_turn-s2", "sft_multi-s2"} <= parts["table1"] & parts["table3"] & parts["turns"]
+    assert {"rl_cross_turn-s2", "sft_multi-s2"} <= parts["table1"] & parts["table3"] & parts["turns"]
+    assert "eval_rl_model-s2" in (parts["table1"] & parts["turns"]) - parts["table3"]
     assert not {name for name in parts["model"] if name.endswith(("-s2", "-s3"))}, "the model is of the first seed"
 
 
@@ -65,6 +66,13 @@ def test_the_rows_of_the_paper_are_there(recipe: Recipe) -> None:
     assert stages.count("steps:") == 2 and "{multi_turn:1}" in stages.replace("kinds:", "")
     for estimator in ("sequence", "per_turn", "cross_turn", "unbiased"):
         assert f"mtgrpo.estimator={estimator}" in whole_graph(recipe, SEEDS)[f"rl_{estimator}-s3"].commands[0]
+
+
+def test_the_model_goes_on_from_table_3_on_other_scenes(recipe: Recipe) -> None:
+    graph = whole_graph(recipe, SEEDS)
+    first, second = graph["rl_cross_turn-s2"].commands[0], graph["rl_model-s2"].commands[0]
+    assert "model.init_from={rl_cross_turn-s2}/checkpoints/latest" in second and "mtgrpo.estimator=cross_turn" in second
+    assert "seed=2" in first and "seed=102" in second and f"mtgrpo.steps={recipe.rl.more}" in second
 
 
 def test_a_value_changes_the_hash_of_what_stands_on_it(recipe: Recipe) -> None:
@@ -118,7 +126,8 @@ def test_every_command_is_one_of_the_project(recipe: Recipe, tmp_path: Path) -> 
                 config = load_config(options.config_name, options.overrides, options.config_dir)
                 assert isinstance(config, Config)
                 assert name == "vision" or config.run_dir == str(root / "stages" / name / "out")
-                assert config.seed == 1 and config.scenes.image_width == recipe.scenes.width and config.scenes.path == str(
+                assert config.seed == (101 if name == "rl_model-s1" else 1)
+                assert config.scenes.image_width == recipe.scenes.width and config.scenes.path == str(
                     root / "stages" / TRAIN / "out")
 
 

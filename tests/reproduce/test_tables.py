@@ -40,11 +40,12 @@ def root(tmp_path: Path, recipe: Recipe) -> Path:
     """Two scenes; what a row scores at turns 1 and 2 is the same in both."""
     scores = {"eval_sft_single": (0.50,), "eval_sft_two_stage": (0.48, 0.52), "eval_sft_one_stage": (0.5, 0.55),
               "eval_sft_understanding": (0.5, 0.56), "eval_sft_multi": (0.5, 0.54, 0.58), "eval_rl_sequence": (0.6, 0.61),
-              "eval_rl_per_turn": (0.6, 0.63), "eval_rl_cross_turn": (0.6, 0.7, 0.66), "eval_rl_unbiased": (0.6, 0.65)}
+              "eval_rl_per_turn": (0.6, 0.63), "eval_rl_cross_turn": (0.6, 0.7, 0.66), "eval_rl_unbiased": (0.6, 0.65),
+              "eval_rl_model": (0.6, 0.7, 0.66)}
     for stage, said in scores.items():
         write_scores(tmp_path, stage, "model_oracle", SEEDS, [said, said])
     write_scores(tmp_path, "eval_sft_multi", "model_kinematic", SEEDS, [(0.5, 0.51), (0.5, 0.51)])
-    write_scores(tmp_path, "eval_rl_cross_turn", "model_kinematic", SEEDS, [(0.6,), (0.6,)])
+    write_scores(tmp_path, "eval_rl_model", "model_kinematic", SEEDS, [(0.6,), (0.6,)])
     for driver, pdms in (("constant_velocity", 0.3), ("pdm_closed", 0.8), ("human", 0.95)):
         write_row(tmp_path, "eval_drivers", driver, [episode("s0", turn(0, pdms)), episode("s1", turn(0, pdms))])
     return tmp_path
@@ -124,7 +125,7 @@ def test_size(root: Path, recipe: Recipe) -> None:
 
 def test_pictures(root: Path, recipe: Recipe) -> None:
     kinds = {"s0": "crossing/red_light", "s1": "straight/free"}
-    for model in ("sft_multi", "rl_cross_turn"):
+    for model in ("sft_multi", "rl_model"):
         for seed in SEEDS:
             for row, off, pdms in (("model_oracle", 1.0, 0.9), ("model_oracle_shuffled", 1.5, 0.6)):
                 write_row(root, named(f"pictures_{model}", seed), row, [
@@ -197,7 +198,7 @@ def test_hacks_count_and_choose(root: Path, recipe: Recipe) -> None:
     away = HUMAN + np.array([0.0, 3 * FAR, 0.0])
     led_astray = [episode(one, turn(0, 0.95)), episode(other, turn(0, 0.2), turn(1, 0.97, trajectory=away))]
     for model, played in (("sft_multi", [episode(one, turn(0, 0.95)), episode(other, turn(0, 0.5, trajectory=away))]),
-                          ("rl_cross_turn", led_astray)):
+                          ("rl_model", led_astray)):
         for seed in SEEDS:
             write_row(root, named(f"eval_{model}", seed), "model_oracle", played)
     paid = well_paid([*led_astray, episode("s2", turn(0, None)), episode("s3", valid=False)], {}, 1, 6)
