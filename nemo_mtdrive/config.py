@@ -221,6 +221,10 @@ class MtGRPOConfig:
     micro_batch_tokens: int = 16384
     """Tokens of a micro-batch, packed."""
     lr: float = 1e-6
+    warmup_steps: int = 0
+    """Steps in which the learning rate rises to `lr`: Adam's first updates are as large as any, whatever they rest on."""
+    lr_end: float = 1.0
+    """A cosine takes it down to this share of `lr` at the last step; 1: constant."""
     weight_decay: float = 0.0
     clip_grad: float = 1.0
     clip_low: float = 0.2

@@ -36,6 +36,8 @@ def check(config: Config) -> None:
     if rl.prompts_per_step % rl.mini_batch_prompts:
         raise ConfigError(f"mtgrpo.mini_batch_prompts={rl.mini_batch_prompts}: set it to a divisor of "
                           f"mtgrpo.prompts_per_step={rl.prompts_per_step}")
+    if rl.lr_end > 1:
+        raise ConfigError(f"mtgrpo.lr_end={rl.lr_end}: set it from 0 to 1, the share of mtgrpo.lr that is left at the end")
     if 0 < rl.dual_clip <= 1:
         raise ConfigError(f"mtgrpo.dual_clip={rl.dual_clip}: set it above 1, or to 0 for off")
     if rl.max_staleness > 1:
@@ -193,7 +195,8 @@ MAY_BE_ZERO = frozenset((
     "reward.format_weight", "reward.progressive_weight", "sft.warmup_steps", "sft.weight_decay", "sft.seed",
     "pretraining.warmup_steps", "pretraining.weight_decay", "pretraining.ground_weight",
     "sft_data.mock_share", "sft_data.seed",
-    "mtgrpo.steps", "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "mtgrpo.dual_clip",
+    "mtgrpo.steps", "mtgrpo.warmup_steps", "mtgrpo.lr_end",
+    "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "mtgrpo.dual_clip",
     "mtgrpo.entropy_coefficient", "mtgrpo.max_skipped_updates", "sft.max_skipped_updates",
     "mtgrpo.importance_cap", "mtgrpo.max_staleness", "validation.every_steps",
     "validation.sft_every_steps", "validation.scenes", "checkpoint.every_steps", "logging.recorded_episodes",

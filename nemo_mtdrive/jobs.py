@@ -121,14 +121,14 @@ def refuse_other_config(config: Config, path: Path) -> None:
         for section in ("model", "sft", "mtgrpo", "reward", "rollout"):  # `parallel` may differ: checkpoints fit any
             if getattr(old, section) != getattr(config, section):
                 raise ConfigError(f"resume=true: {config.run_dir} was run with other `{section}`; resume with the same "
-                                  "config (mtgrpo.steps may grow where mtgrpo.iterations=1)")
+                                  "config (mtgrpo.steps may grow where mtgrpo.iterations=1 and mtgrpo.lr_end=1)")
 
 
 def longer(config: Config, wanted: MtGRPOConfig) -> Config:
     """The same with as many steps as are wanted, if that only adds to the end: with several iterations, the steps of each
-    decide when the reference becomes the policy."""
+    decide when the reference becomes the policy, and a falling learning rate has ended."""
     mine = config.mtgrpo
-    if mine.iterations == wanted.iterations == 1 and wanted.steps > mine.steps:
+    if mine.iterations == wanted.iterations == 1 and mine.lr_end == 1 and wanted.steps > mine.steps:
         return replace(config, mtgrpo=replace(mine, steps=wanted.steps))
     return config
 

@@ -89,8 +89,10 @@ def test_a_run_directory_of_another_config_is_refused(tmp_path: Path) -> None:
         (["mtgrpo.steps=2"], ["mtgrpo.steps=1"], True),
         (["mtgrpo.steps=2", "mtgrpo.iterations=2"], ["mtgrpo.steps=3", "mtgrpo.iterations=2"], True),
         (["mtgrpo.steps=2"], ["mtgrpo.steps=3", "mtgrpo.lr=1"], True),
+        (["mtgrpo.steps=2", "mtgrpo.lr_end=0.1"], ["mtgrpo.steps=3", "mtgrpo.lr_end=0.1"], True),
     ],
-    ids=["more steps", "fewer steps", "more steps of each iteration", "another learning rate"],
+    ids=["more steps", "fewer steps", "more steps of each iteration", "another learning rate",
+         "a learning rate that has fallen"],
 )
 def test_a_resumed_run_may_only_get_longer(tmp_path: Path, before: list[str], now: list[str], refused: bool) -> None:
     from nemo_mtdrive.config import ConfigError, load_config, read_config

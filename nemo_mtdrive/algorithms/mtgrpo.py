@@ -18,6 +18,7 @@ from nemo_mtdrive.algorithms.metrics import logprob_gap, rollout_metrics, update
 from nemo_mtdrive.algorithms.mini_batches import MiniBatch, TrainingMicroBatch, assemble, each_of
 from nemo_mtdrive.algorithms.pictures import Pictures
 from nemo_mtdrive.algorithms.policy import DataShare, MicroBatch, Policy
+from nemo_mtdrive.algorithms.schedule import learning_rate
 from nemo_mtdrive.algorithms.updates import DumpPlace, Updates
 from nemo_mtdrive.config import MtGRPOConfig, RolloutConfig
 from nemo_mtdrive.data.sampler import EpochSampler
@@ -95,7 +96,8 @@ class MTGRPOTrainer:
             groups = self.roll_out(step)
         with self.timers("advantage"):
             mini_batches = self.assemble(step, groups)
-        self.policy.set_lr(self.settings.lr, self.settings.weight_decay)
+        lr = self.learning_rate(step)
+        self.policy.set_lr(lr, self.settings.weight_decay)
         self.policy.temperature = self.rollout.temperature  # pi_theta is what the rollouts sample from
         with self.timers("log_prob"):
             self.recompute_old_logprobs(mini_batches)
@@ -106,12 +108,17 @@ class MTGRPOTrainer:
                        for number, mini_batch in enumerate(mini_batches * self.settings.inner_updates)]
         metrics = rollout_metrics(self.groups, self.settings.estimator, self.rollout.max_turns) | update_metrics(updates)
         metrics["staleness"] = float(max((self._lag(group) for group in groups), default=0))
-        metrics |= {"groups/generated": float(len(self.groups)), "groups/trained": float(len(groups))}
+        metrics |= {"lr": lr, "groups/generated": float(len(self.groups)), "groups/trained": float(len(groups))}
         metrics |= logprob_gap(each_of(mini_batches))
         with self.timers("weight_sync"):
             self.publish()
         metrics |= self.pictures.collect()
         return metrics | self.cache.on_step_end() | self.rollouts.collect() | self.timers.collect()
+
+    def learning_rate(self, step: int) -> float:
+        """Over the steps of all iterations."""
+        settings = self.settings
+        return learning_rate(step, settings.iterations * settings.steps, settings.lr, settings.warmup_steps, settings.lr_end)
 
     def roll_out(self, step: int) -> list[Group]:
         """Lines 6 to 9, and which groups are trained on: a group without spread teaches nothing but the KL term."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from nemo_mtdrive.algorithms.batch import balance, build_micro_batch, silent
 from nemo_mtdrive.algorithms.loss import sft_loss
 from nemo_mtdrive.algorithms.policy import DataShare, MicroBatch, Policy
+from nemo_mtdrive.algorithms.schedule import learning_rate
 from nemo_mtdrive.algorithms.updates import DumpPlace, Updates
 from nemo_mtdrive.config import SFTConfig
 from nemo_mtdrive.data.datasets import DataError, SFTDataset, TokenSequence
@@ -17,6 +18,9 @@ from nemo_mtdrive.data.sampler import MixedSampler
 from nemo_mtdrive.dialogue.tokenizer import Tokenizer
 from nemo_mtdrive.telemetry.timers import StepTimers
 from nemo_mtdrive.types import NOT_OURS
+
+LR_END = 0.01
+"""Of `sft.lr`, at the end of each stage."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,6 @@ def plan_stages(settings: SFTConfig, dataset: SFTDataset) -> list[Stage]:
     return stages
 
 
-def learning_rate(step: int, steps: int, settings: SFTConfig) -> float:
-    """Linear warm-up to `lr`, then a cosine to a hundredth of it at the last of `steps` steps."""
-    if step < settings.warmup_steps:
-        return settings.lr * (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
-    return settings.lr * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * done)))
-
-
 class SFTTrainer:
     """One optimizer step at a time; what a step draws depends on its number alone, so a run that was stopped in the middle
     of an epoch goes on as the same run.
@@ -100,7 +96,7 @@ class SFTTrainer:
         """
         timers = StepTimers()
         number, stage = self._stage(step)
-        lr = learning_rate(step - stage.first_step, stage.steps, self._settings)
+        lr = learning_rate(step - stage.first_step, stage.steps, self._settings.lr, self._settings.warmup_steps, LR_END)
         with timers("batch"):
             batch = self._batch(step)
             sequences, mine = batch.sequences, batch.mine

@@ -9,7 +9,6 @@ head finds as well. Head and grid are dropped afterwards; what remains is a towe
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nemo_mtdrive.algorithms.schedule import learning_rate
 from nemo_mtdrive.config import PretrainingConfig
 from nemo_mtdrive.data.sampler import EpochSampler
 from nemo_mtdrive.data.views import COLUMNS, LAYERS, ROWS, Views
@@ -35,6 +35,8 @@ WIDTH = 256
 """Of the head's hidden layer."""
 HISTORY_SCALE = (0.1, 1.0, 5.0)
 """Metres ahead, metres aside and radians of the past come to the head in about the same range."""
+LR_END = 0.02
+"""Of `pretraining.lr`, at the last step."""
 LEAST_SPREAD = 0.02
 """Of a coordinate of the trajectories around constant velocity [m or rad], where all are alike."""
 CODE_SCALE = 4.0
@@ -97,7 +99,7 @@ class VisionPretraining:
         of_points = F.smooth_l1_loss((predicted - future) / self._spread, torch.zeros_like(future), beta=0.3)
         loss = of_points + settings.ground_weight * F.binary_cross_entropy_with_logits(logits, ground)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = learning_rate(self.step, settings.steps, settings.lr, settings.warmup_steps, LR_END)
         self._optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._trained.values(), 1.0)
@@ -147,14 +149,6 @@ class VisionPretraining:
                 self._optimizer.state[value] = {"step": torch.tensor(float(about["step"])), **state}
         self.step = int(about["step"])
         return True
-
-    def _learning_rate(self) -> float:
-        """Linear warm-up, then a cosine to a fiftieth."""
-        settings = self._settings
-        if self.step < settings.warmup_steps:
-            return settings.lr * (self.step + 1) / settings.warmup_steps
-        done = (self.step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-        return settings.lr * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * done)))
 
     def _forward(self, views: Views, rows: NDArray[np.int64], shown: NDArray[np.int64], mirrored: NDArray[np.bool_],
                  ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

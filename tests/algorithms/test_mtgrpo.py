@@ -240,6 +240,13 @@ def test_four_steps_are_algorithm_1(tokenizer: Tokenizer) -> None:
     assert len(run.policy.gradients) == 24
 
 
+def test_the_learning_rate_warms_up_and_falls_over_all_iterations(tokenizer: Tokenizer) -> None:
+    run = trainer(tokenizer, "mtgrpo.steps=2", "mtgrpo.iterations=2", "mtgrpo.warmup_steps=2", "mtgrpo.lr_end=0.2")
+    logged = [run.step(step)["lr"] for step in range(4)]
+    assert logged == pytest.approx([0.25, 0.5, 0.5, 0.5 * (0.2 + 0.8 * 0.5)])
+    assert isinstance(run.policy, BigramPolicy) and run.policy.lr == logged[-1], "and it is what the policy learns with"
+
+
 def test_the_entropy_bonus_reaches_the_policy(tokenizer: Tokenizer) -> None:
     """Eq. 4 and 0.3 times the entropy at every own token, weighted alike; fp64."""
     run = trainer(tokenizer, "mtgrpo.entropy_coefficient=0.3")

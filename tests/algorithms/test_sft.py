@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
 import torch
 
 from nemo_mtdrive.algorithms.policy import DataShare
-from nemo_mtdrive.algorithms.sft import SFTTrainer, learning_rate
+from nemo_mtdrive.algorithms.sft import SFTTrainer
 from nemo_mtdrive.algorithms.updates import DumpPlace
 from nemo_mtdrive.config import SFTConfig, SFTStage
 from nemo_mtdrive.data.datasets import DataError, TokenSequence
 from nemo_mtdrive.dialogue.conversation import encode_dialogue
 from nemo_mtdrive.dialogue.tokenizer import TINY_TOKENIZER, Tokenizer
 from tests.algorithms.test_mtgrpo import GRID, IMAGE, BigramPolicy
-
-
-def test_learning_rate_warms_up_and_falls_to_a_hundredth() -> None:
-    settings = SFTConfig(warmup_steps=10, lr=1.0)
-    rates = [learning_rate(step, 100, settings) for step in range(101)]
-    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
-    assert rates[10] == pytest.approx(1.0) and rates[100] == pytest.approx(0.01)
-    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
-    assert rates[55] == pytest.approx(0.01 + 0.99 * 0.5)
 
 
 class Conversations:
