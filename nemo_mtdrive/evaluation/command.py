@@ -111,6 +111,8 @@ def _play(asked: Evaluation, row: ModelRow, files: RowFiles, progress: Progress)
     batches = {number: batch for number, batch in asked.scenes.batches(asked.batch).items() if number not in done}
     if not batches:
         return
+    rollout = row.play.config.rollout
+    progress.note(f"{row.label}: samples at rollout.temperature={rollout.temperature:g}, up to {rollout.max_turns} turns")
     with progress.phase(row.label, total=len(asked.scenes.ids), unit="scenes") as bar:
         bar.advance(len(asked.scenes.ids) - sum(map(len, batches.values())))
         for number, (episodes, facts) in play_model(row.play, batches, asked.engines):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from nemo_mtdrive.config import Config, load_config
-from nemo_mtdrive.reproduce.recipe import BOOTSTRAP, MODEL, MODEL_RL, RL_MODEL, SFT, SINGLE, Recipe
+from nemo_mtdrive.reproduce.recipe import BOOTSTRAP, MODEL, MODEL_ESTIMATOR, RL_MODEL, SFT, SINGLE, Recipe
 from nemo_mtdrive.reproduce.recipe import Stage as SFTStage
 from nemo_mtdrive.reproduce.stages import CONFIGS, Graph, Stage, graph_of, named, needed_for
 
@@ -218,8 +218,8 @@ def _reinforced(recipe: Recipe, seed: int) -> Iterator[Stage]:
         name = f"rl_{estimator}"
         yield _rl(recipe, name, seed, sft, rl.steps, needs, f"mtgrpo.estimator={estimator}", *chosen)
         yield _evaluation(recipe, name, seed, turns=rl.turns)
-    yield _rl(recipe, RL_MODEL, seed, f"rl_{MODEL_RL}", rl.more, needs, f"mtgrpo.estimator={MODEL_RL}", *chosen,
-              run_seed=OTHER_SCENES + seed)
+    yield _rl(recipe, RL_MODEL, seed, f"rl_{MODEL_ESTIMATOR}", rl.more, needs, f"mtgrpo.estimator={MODEL_ESTIMATOR}",
+              *chosen, run_seed=OTHER_SCENES + seed)
     yield _evaluation(recipe, RL_MODEL, seed, turns=rl.sweep, kinematic=True)
 
 
@@ -262,7 +262,7 @@ def _mock(recipe: Recipe, seed: int) -> Iterator[Stage]:
 def _sizes(recipe: Recipe, seed: int) -> Iterator[Stage]:
     for part, count in size_scenes(recipe).items():
         name = size_name(part)
-        yield _rl(recipe, name, seed, f"sft_{MODEL}", recipe.size.steps, (), f"mtgrpo.estimator={MODEL_RL}",
+        yield _rl(recipe, name, seed, f"sft_{MODEL}", recipe.size.steps, (), f"mtgrpo.estimator={MODEL_ESTIMATOR}",
                   f"scenes.count={count}", f"validation.scenes={recipe.scenes.validation}",
                   f"validation.every_steps={recipe.size.validate_every}")
         yield _evaluation(recipe, name, seed, turns=recipe.rl.turns)

@@ -19,7 +19,7 @@ DATA = ("single", "two_turn", "multi_turn")
 LEAST_SCENES = 4
 SINGLE, BOOTSTRAP, MODEL = "single", "one_stage", "multi"
 """Rows of `sft` that others build on: whose answers make the 2-turn and 3-turn data, and which RL starts from."""
-MODEL_RL = "cross_turn"
+MODEL_ESTIMATOR = "cross_turn"
 """The estimator of the model that is shipped: the paper's (Table 3, ID 3)."""
 RL_MODEL = "rl_model"
 """Its stage: where Table 3's run of that estimator ends, a further iteration begins."""
@@ -215,8 +215,8 @@ def check_recipe(recipe: Recipe, path: Path) -> None:
     if recipe.sft[SINGLE].data != "single" or recipe.sft[BOOTSTRAP].data == "multi_turn":
         raise ConfigError(f"--recipe {path}: sft.single must learn from single, sft.one_stage from single or two_turn: "
                           "the data of more turns is made with them")
-    if MODEL_RL not in recipe.rl.estimators:
-        raise ConfigError(f"--recipe {path}: rl.estimators: set {MODEL_RL} among them, it is the model's")
+    if MODEL_ESTIMATOR not in recipe.rl.estimators:
+        raise ConfigError(f"--recipe {path}: rl.estimators: set {MODEL_ESTIMATOR} among them, it is the model's")
     if recipe.rl.steps < 1 or recipe.rl.more < 1:
         raise ConfigError(f"--recipe {path}: rl.steps={recipe.rl.steps}, rl.more={recipe.rl.more}: set both to 1 or more")
     if not 0 < recipe.scenes.validation < recipe.scenes.train:

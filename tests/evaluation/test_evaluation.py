@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -156,6 +157,15 @@ def test_rows_are_added_and_never_mixed(tmp_path: Path, scenes: SceneSet, tiny: 
     (tmp_path / "episodes" / "human" / "00001.jsonl").write_text("{}\n")
     with pytest.raises(ConfigError, match=r"00001.jsonl: not episodes of an evaluation"):
         evaluate(request(tmp_path, scenes, drivers=("human",)), progress)
+
+
+@pytest.mark.usefixtures("written")
+def test_it_says_how_a_model_samples(tmp_path: Path, scenes: SceneSet, tiny: Path) -> None:
+    """A model that lies in no run samples by the defaults; nobody should have to guess that from its scores."""
+    said = io.StringIO()
+    with open_progress(said, plain_every_s=60.0) as shown:
+        evaluate(request(tmp_path, replace(scenes, ids=scenes.ids[:1]), tiny, temperature=0.25, max_turns=2), shown)
+    assert "samples at rollout.temperature=0.25, up to 2 turns" in said.getvalue()
 
 
 def test_feedback_of_the_model_itself_is_held_against_the_scorer(tmp_path: Path, scenes: SceneSet, tiny: Path,
