@@ -219,7 +219,7 @@ def _reinforced(recipe: Recipe, seed: int) -> Iterator[Stage]:
         yield _rl(recipe, name, seed, sft, rl.steps, needs, f"mtgrpo.estimator={estimator}", *chosen)
         yield _evaluation(recipe, name, seed, turns=rl.turns)
     yield _rl(recipe, RL_MODEL, seed, f"rl_{MODEL_ESTIMATOR}", rl.more, needs, f"mtgrpo.estimator={MODEL_ESTIMATOR}",
-              *chosen, run_seed=OTHER_SCENES + seed)
+              *chosen, *rl.more_set, run_seed=OTHER_SCENES + seed)
     yield _evaluation(recipe, RL_MODEL, seed, turns=rl.sweep, kinematic=True)
 
 
@@ -229,7 +229,7 @@ def _rl(recipe: Recipe, name: str, seed: int, start: str, steps: int, needs: tup
     prompts, group = rl_batch(recipe)
     command = _training(recipe, "rl", seed if run_seed is None else run_seed,
                         f"model.init_from={{{trained}}}/checkpoints/latest", "sft.stages=[]", f"mtgrpo.steps={steps}",
-                        f"rollout.max_turns={recipe.rl.turns}", *values, *recipe.rl.set)
+                        f"rollout.max_turns={recipe.rl.turns}", *recipe.rl.set, *values)
     return Stage(named(name, seed), (command,), (TRAIN, trained, *needs), recipe.config,
                  recipe.costs.start + steps * prompts * group * recipe.costs.rl_episode)
 

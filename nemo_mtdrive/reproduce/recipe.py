@@ -102,6 +102,8 @@ class RL:
     more: int = 60
     """Steps of the model's further iteration of Algorithm 1 (line 4: the reference becomes the policy), on other scenes of
     the set; Table 3 compares the estimators before it."""
+    more_set: list[str] = field(default_factory=list)
+    """Further KEY=VALUE of that iteration alone, after those of `set`."""
     set: list[str] = field(default_factory=list)
     """Further KEY=VALUE of the training."""
 
