@@ -9,7 +9,7 @@ from nemo_mtdrive.commands import command, positive
 from nemo_mtdrive.config import CONF_DIR
 
 TABLES = ("table1", "table2", "table3", "turns", "mock", "size")
-WHATS = ("model", *TABLES, "all", "list", "check", "hacks", "page")
+WHATS = ("model", *TABLES, "all", "list", "check", "hacks", "page", "pack", "unpack")
 DEFAULT_RECIPE = CONF_DIR / "reproduce" / "recipe.yaml"
 
 
@@ -31,6 +31,8 @@ def add_reproduce(commands: argparse._SubParsersAction) -> None:
   check    what must be true, each with its number; exit code 1 where something is not
   hacks    episodes of the RL model with a high reward and an odd motion
   page     the tables and figures that are there into docs/results.md
+  pack     what was measured (episodes, curves; no weights, no scenes) into MEASURED, to be published
+  unpack   what was published into OUT: tables are read from it, and `all` makes only what is missing
 
 Every stage is a command of this project (`list --commands` prints them) in OUT/stages/NAME. Killed, it goes on where it was
 when the same command is given again."""
@@ -48,6 +50,8 @@ when the same command is given again."""
     parser.add_argument("--commands", action="store_true", help="list: print the commands of each stage")
     parser.add_argument("--page", type=Path, default=Path("docs/results.md"), metavar="FILE",
                         help="page: what is written (default: %(default)s)")
+    parser.add_argument("--measured", type=Path, default=Path("docs/results/measured"), metavar="MEASURED",
+                        help="pack, unpack: folder of published measurements (default: %(default)s)")
 
 
 def _reproduce(options: argparse.Namespace) -> int:
@@ -57,7 +61,7 @@ def _reproduce(options: argparse.Namespace) -> int:
     recipe = scaled(load_recipe(options.recipe), options.scale, options.held_out)
     seeds = list(dict.fromkeys(options.seeds))
     return reproduce(Request(options.what, options.out, recipe, seeds, options.jobs, options.again, options.commands,
-                             options.page))
+                             options.page, options.measured))
 
 
 def _scale(text: str) -> float:

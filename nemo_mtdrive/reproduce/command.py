@@ -13,14 +13,15 @@ from rich.console import Console
 from nemo_mtdrive.config import ConfigError
 from nemo_mtdrive.process import available_cpus
 from nemo_mtdrive.reproduce.checks import check
-from nemo_mtdrive.reproduce.graph import MODEL_DIRECTORY, WHATS, graph_for
+from nemo_mtdrive.reproduce.graph import MODEL_DIRECTORY, WHATS, graph_for, stages_of, whole_graph
 from nemo_mtdrive.reproduce.hacks import hacks
-from nemo_mtdrive.reproduce.marks import done, drop, expected_s, locked, read_mark, stale
+from nemo_mtdrive.reproduce.marks import done, drop, expected_s, locked, measured, read_mark, stale
 from nemo_mtdrive.reproduce.page import CHECK_FILE, budget_markdown, gates_markdown, write_page
+from nemo_mtdrive.reproduce.published import pack, unpack
 from nemo_mtdrive.reproduce.recipe import Recipe
 from nemo_mtdrive.reproduce.results import RESULTS, write_result
 from nemo_mtdrive.reproduce.runner import Runner
-from nemo_mtdrive.reproduce.stages import Graph, hashes, places, spelled
+from nemo_mtdrive.reproduce.stages import Graph, hashes, missing_for, places, spelled
 from nemo_mtdrive.reproduce.tables import TABLES
 from nemo_mtdrive.telemetry.progress import format_seconds, open_progress
 from nemo_mtdrive.whole_file import write_whole
@@ -42,6 +43,8 @@ class Request:
     again: bool
     commands: bool
     page: Path
+    measured: Path
+    """Folder of published measurements."""
 
 
 def reproduce(asked: Request) -> int:
@@ -61,6 +64,8 @@ def reproduce(asked: Request) -> int:
         return _print(hacks(asked.out, asked.recipe, asked.seeds))
     if asked.what == "page":
         return _page(asked)
+    if asked.what in ("pack", "unpack"):
+        return _pack(asked) if asked.what == "pack" else _unpack(asked)
     whats = WHATS if asked.what == "all" else (asked.what,)
     with locked(asked.out):
         _prepare(asked, whats)
@@ -110,7 +115,7 @@ def _page(asked: Request) -> int:
     for what in (*WHATS, "all"):
         graph = graph_for(asked.recipe, asked.seeds, WHATS if what == "all" else [what])
         rows.append((what, len(graph), sum(expected_s(asked.out, graph).values()),
-                     len(done(asked.out, graph, hashes(graph)))))
+                     len(measured(asked.out, graph, hashes(graph)))))
     for name in write_page(asked.out, asked.page, {"budget": budget_markdown(rows)}):
         print(f"nemo-mtdrive: {asked.page}: {name} is not measured yet", file=sys.stderr)
     return _print([asked.page])
@@ -126,7 +131,8 @@ def _prepare(asked: Request, whats: Sequence[str]) -> None:
                               "--held-out, --seeds); set them as they were, another --out, or --again to make them anew")
         drop(asked.out, others)
     jobs = asked.jobs or available_cpus()
-    left = set(graph) - done(asked.out, graph, made_of)
+    names = [name for what in whats for name in stages_of(asked.recipe, asked.seeds, what)]
+    left = missing_for(graph, names, measured(asked.out, graph, made_of), done(asked.out, graph, made_of))
     cpu = sum(seconds for name, seconds in expected_s(asked.out, graph).items() if name in left)
     print(f"reproduce {asked.what}: {len(left)} of {len(graph)} stages to make, about {format_seconds(cpu)} of CPU, "
           f"{format_seconds(cpu / jobs)} or more with {jobs} at the same time", file=sys.stderr)
@@ -136,19 +142,39 @@ def _make(asked: Request, what: str) -> None:
     """Every stage that a table stands on."""
     graph = graph_for(asked.recipe, asked.seeds, [what])
     with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
-        Runner(asked.out, graph, hashes(graph), asked.jobs or available_cpus(), progress).run()
+        Runner(asked.out, graph, hashes(graph), asked.jobs or available_cpus(), progress,
+               stages_of(asked.recipe, asked.seeds, what)).run()
+
+
+def _pack(asked: Request) -> int:
+    """Publish what was measured."""
+    graph = whole_graph(asked.recipe, asked.seeds)
+    return _print(pack(asked.out, graph, hashes(graph), asked.measured))
+
+
+def _unpack(asked: Request) -> int:
+    """Take what was published for measured here."""
+    graph = whole_graph(asked.recipe, asked.seeds)
+    with locked(asked.out):
+        put, others = unpack(asked.out, graph, hashes(graph), asked.measured)
+    print("\n".join([*put, f"{len(put)} of {len(graph)} stages unpacked; `nemo-mtdrive reproduce page --out {asked.out}` "
+                     "writes their tables"]))
+    if others:
+        print(f"nemo-mtdrive: {asked.measured}: left out, as they are of other values (recipe, config, --scale, --held-out, "
+              f"--seeds): {', '.join(others)}", file=sys.stderr)
+    return DONE
 
 
 def listing(root: Path, graph: Graph, made_of: dict[str, str], with_commands: bool) -> list[str]:
     """A line a stage: how far it is, its CPU minutes, its name; the sum at the end."""
-    expected, finished = expected_s(root, graph), done(root, graph, made_of)
+    expected, finished, whole = expected_s(root, graph), measured(root, graph, made_of), done(root, graph, made_of)
     lines = [f"{'state':<9} {'CPU min':>8}  {'':<9} stage"]
     for name, stage in graph.items():
         mark = read_mark(root, name)
-        state = "done" if name in finished else "absent" if mark is None else (
+        state = "done" if name in whole else "records" if name in finished else "absent" if mark is None else (
             "begun" if mark.made_of == made_of[name] else "stale")
         lines.append(f"{state:<9} {expected[name] / 60:8.1f}  {'measured' if name in finished else 'expected':<9} {name}")
         if with_commands:
             lines += [f"    {shlex.join(command)}" for command in spelled(stage, root)]
-    whole, left = sum(expected.values()), sum(seconds for name, seconds in expected.items() if name not in finished)
-    return [*lines, f"{len(graph)} stages, {whole / 3600:.1f} CPU hours, {left / 3600:.1f} of them left"]
+    cpu, left = sum(expected.values()), sum(seconds for name, seconds in expected.items() if name not in finished)
+    return [*lines, f"{len(graph)} stages, {cpu / 3600:.1f} CPU hours, {left / 3600:.1f} of them left"]

@@ -17,6 +17,10 @@ SPLIT_SEED = 7
 TRAIN, HELD_OUT, DRIVERS, VISION, RL_SET = "scenes_train", "scenes_held_out", "eval_drivers", "vision", "rl_set"
 OTHER_SCENES = 100
 """Added to the seed of the model's second iteration, which would else draw the scenes of the first in the same order."""
+EVALUATED = ("*.json", "episodes/*/*")
+"""Records of an evaluation: every episode, from which all tables are read."""
+TRAINED = ("metrics.jsonl", "summary.json", "splits.json")
+"""Records of a training: its curves, and which scenes it learned from."""
 USUAL_TURNS = 2.2
 """That an episode takes, whatever the most; of the budget."""
 MODEL_DIRECTORY = "model"
@@ -63,9 +67,10 @@ def stages_of(recipe: Recipe, seeds: Sequence[int], what: str) -> list[str]:
         "table3": [f"eval_{model_sft}", *(f"eval_rl_{name}" for name in recipe.rl.estimators)],
         "turns": [f"eval_{model_rl}"],
         "mock": [f"eval_{mock_name(share)}" for share in recipe.mock.shares],
-        "size": [f"eval_{size_name(part)}" for part in recipe.size.parts],
+        "size": [name for part in recipe.size.parts for name in (size_name(part), f"eval_{size_name(part)}")],
     }[what]
-    return [*([DRIVERS] if what == "table1" else []), *(named(base, seed) for base in bases for seed in seeds)]
+    shared = [TRAIN, HELD_OUT, DRIVERS] if what == "table1" else []  # the scenes for the checks, which look at them
+    return [*shared, *(named(base, seed) for base in bases for seed in seeds)]
 
 
 def mock_name(share: float) -> str:
@@ -184,7 +189,7 @@ def _sft(recipe: Recipe, name: str, row: SFT, data: str, seed: int) -> Stage:
     values, needs = _start(recipe)
     command = _training(recipe, "sft", seed, f"sft.seed={seed}", _stages(row.stages), f"sft.data={{{data}}}", *values,
                         *row.set)
-    return Stage(named(name, seed), (command,), (TRAIN, data, *needs), recipe.config, _sft_cost(recipe, row.stages))
+    return Stage(named(name, seed), (command,), (TRAIN, data, *needs), recipe.config, _sft_cost(recipe, row.stages), TRAINED)
 
 
 def _sft_cost(recipe: Recipe, stages: Sequence[SFTStage]) -> float:
@@ -231,7 +236,8 @@ def _rl(recipe: Recipe, name: str, seed: int, start: str, steps: int, needs: tup
                         f"model.init_from={{{trained}}}/checkpoints/latest", "sft.stages=[]", f"mtgrpo.steps={steps}",
                         f"rollout.max_turns={recipe.rl.turns}", *recipe.rl.set, *values)
     return Stage(named(name, seed), (command,), (TRAIN, trained, *needs), recipe.config,
-                 recipe.costs.start + steps * prompts * group * recipe.costs.rl_episode)
+                 recipe.costs.start + steps * prompts * group * recipe.costs.rl_episode,
+                 (*TRAINED, *(("rollouts/train-*.jsonl",) if name == RL_MODEL else ())))
 
 
 def _evaluation(recipe: Recipe, model: str, seed: int, *, turns: int, kinematic: bool = False) -> Stage:
@@ -240,7 +246,8 @@ def _evaluation(recipe: Recipe, model: str, seed: int, *, turns: int, kinematic:
     command = ("nemo-mtdrive", "evaluate", "--model", f"model={{{trained}}}", "--feedback", *feedback, "--scenes",
                f"{{{HELD_OUT}}}", "--turns", str(turns), "--seed", str(seed), "--record", "0", "--out", "{out}")
     return Stage(named(f"eval_{model}", seed), (command,), (HELD_OUT, trained),
-                 cpu_s=recipe.scenes.held_out * len(feedback) * min(turns, USUAL_TURNS) * recipe.costs.answer)
+                 cpu_s=recipe.scenes.held_out * len(feedback) * min(turns, USUAL_TURNS) * recipe.costs.answer,
+                 records=EVALUATED)
 
 
 def _pictures(recipe: Recipe, model: str, seed: int) -> Stage:
@@ -248,7 +255,7 @@ def _pictures(recipe: Recipe, model: str, seed: int) -> Stage:
     command = ("nemo-mtdrive", "evaluate", "--model", f"model={{{trained}}}", "--scenes", f"{{{HELD_OUT}}}", "--turns", "1",
                "--seed", str(seed), "--shuffle-images", str(recipe.pictures.seed), "--record", "0", "--out", "{out}")
     return Stage(named(f"pictures_{model}", seed), (command,), (HELD_OUT, trained),
-                 cpu_s=2 * recipe.scenes.held_out * recipe.costs.answer)
+                 cpu_s=2 * recipe.scenes.held_out * recipe.costs.answer, records=EVALUATED)
 
 
 def _mock(recipe: Recipe, seed: int) -> Iterator[Stage]:

@@ -41,6 +41,8 @@ class Mark:
     version: str
     commit: str
     """Of this project's code; empty outside a repository."""
+    whole: bool = True
+    """False: its records alone are here (`published.unpack`), so that it is made anew where another stage stands on it."""
 
 
 def folder_of(root: Path, name: str) -> Path:
@@ -72,6 +74,9 @@ def write_mark(root: Path, name: str, mark: Mark) -> None:
 def begin(root: Path, stage: Stage, made_of: str, commands: Sequence[Sequence[str]]) -> Mark:
     """The mark of a stage that is to be worked on, written: a new one, or that of earlier attempts."""
     before = read_mark(root, stage.name)
+    if before is not None and not before.whole:
+        drop(root, [stage.name])
+        before = None
     mark = Mark(made_of, False, [list(command) for command in commands], before.seconds if before else 0.0,
                 before.cpu_seconds if before else 0.0, __version__, code_commit())
     write_mark(root, stage.name, mark)
@@ -101,9 +106,20 @@ def drop(root: Path, names: Sequence[str]) -> None:
 
 
 def done(root: Path, graph: Graph, made_of: Mapping[str, str]) -> set[str]:
-    """Stages that are there, made of these values."""
-    return {name for name in graph if (mark := read_mark(root, name)) is not None and mark.done
-            and mark.made_of == made_of[name]}
+    """Stages that are there with all they made, of these values."""
+    return {name for name, mark in _finished(root, graph, made_of) if mark.whole}
+
+
+def measured(root: Path, graph: Graph, made_of: Mapping[str, str]) -> set[str]:
+    """Stages that are there with all they made or, where they have records, with those; of these values."""
+    return {name for name, mark in _finished(root, graph, made_of) if mark.whole or graph[name].records}
+
+
+def _finished(root: Path, graph: Graph, made_of: Mapping[str, str]) -> Iterator[tuple[str, Mark]]:
+    for name in graph:
+        mark = read_mark(root, name)
+        if mark is not None and mark.done and mark.made_of == made_of[name]:
+            yield name, mark
 
 
 def expected_s(root: Path, graph: Graph) -> dict[str, float]:

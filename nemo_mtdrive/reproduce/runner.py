@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from nemo_mtdrive.process import available_cpus, describe_exit
-from nemo_mtdrive.reproduce.marks import Mark, begin, done, expected_s, folder_of, write_mark
-from nemo_mtdrive.reproduce.stages import Graph, Stage, places, spelled
+from nemo_mtdrive.reproduce.marks import Mark, begin, done, expected_s, folder_of, measured, read_mark, write_mark
+from nemo_mtdrive.reproduce.stages import Graph, Stage, missing_for, places, spelled
 from nemo_mtdrive.supervision import JobFailed
 from nemo_mtdrive.telemetry.progress import Bar, Progress, format_seconds
 
@@ -47,11 +47,14 @@ class Running:
 class Runner:
     """Makes what is missing of a graph."""
 
-    def __init__(self, root: Path, graph: Graph, made_of: Mapping[str, str], jobs: int, progress: Progress) -> None:
-        """`jobs`: stages made at the same time."""
+    def __init__(self, root: Path, graph: Graph, made_of: Mapping[str, str], jobs: int, progress: Progress,
+                 asked: Sequence[str] | None = None) -> None:
+        """`jobs`: stages made at the same time; `asked`: those that are wanted, with what they stand on (default: all)."""
         self._root, self._graph, self._made_of, self._jobs, self._progress = root, graph, made_of, jobs, progress
         self._expected = expected_s(root, graph)
         self._done = done(root, graph, made_of)
+        known = measured(root, graph, made_of)
+        self._missing = list(missing_for(graph, graph if asked is None else asked, known, self._done))
         self._running: list[Running] = []
         self._stopped: signal.Signals | None = None
 
@@ -62,7 +65,7 @@ class Runner:
             JobFailed: a command failed; the message names its stage and log.
             KeyboardInterrupt: SIGINT or SIGTERM came; what runs has ended in order, and the same call goes on.
         """
-        missing = [name for name in self._graph if name not in self._done]
+        missing = self._missing
         if not missing:
             return
         total = sum(max(1, round(self._expected[name])) for name in missing)
@@ -92,7 +95,8 @@ class Runner:
                                                                     for other in missing))
 
     def _begin(self, stage: Stage, alone: bool) -> None:
-        goes_on = folder_of(self._root, stage.name).is_dir()
+        before = read_mark(self._root, stage.name)
+        goes_on = before is not None and before.whole
         plain = spelled(stage, self._root)
         mark = begin(self._root, stage, self._made_of[stage.name], plain)
         workers = available_cpus() if alone and not self._running else 1
@@ -140,7 +144,7 @@ class Runner:
     def _keep(self, running: Running, *, is_done: bool = False) -> None:
         spent = running.mark.seconds + time.monotonic() - running.began
         write_mark(self._root, running.stage.name, replace(running.mark, done=is_done, seconds=round(spent, 1),
-                                                           cpu_seconds=round(running.mark.cpu_seconds, 1)))
+                                                           cpu_seconds=round(running.mark.cpu_seconds, 3)))
 
     def _complaint(self, running: Running, code: int) -> str:
         lines = self._log(running.stage).read_text(errors="replace").splitlines()[-LAST_LINES:]

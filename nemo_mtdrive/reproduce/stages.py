@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,8 @@ class Stage:
     """Name of the config in conf/reproduce whose content decides the result, where there is one."""
     cpu_s: float = 0.0
     """Expected CPU time [s] of one core."""
+    records: tuple[str, ...] = ()
+    """Of its output, what was measured (patterns of files): it can be published; weights and scenes are not of it."""
 
 
 Graph = Mapping[str, Stage]
@@ -76,6 +78,19 @@ def needed_for(graph: Graph, names: Iterable[str]) -> Graph:
         if name not in wanted:
             wanted.add(name)
             waiting += graph[name].needs
+    return {name: stage for name, stage in graph.items() if name in wanted}
+
+
+def missing_for(graph: Graph, names: Iterable[str], measured: Set[str], done: Set[str]) -> Graph:
+    """The part of a graph that has to be made, in its order: of `names` what is not measured, and of all that those stand on
+    what is not done. What only finished stages stood on may be absent."""
+    wanted: set[str] = set()
+    waiting = [name for name in names if name not in measured]
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            waiting += [needed for needed in graph[name].needs if needed not in done]
     return {name: stage for name, stage in graph.items() if name in wanted}
 
 

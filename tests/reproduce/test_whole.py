@@ -41,3 +41,11 @@ def test_a_table_and_a_page_from_nothing(tmp_path: Path, capsys: pytest.CaptureF
     assert "scenes_held_out, eval_sft_mock_50-s1 made of other values" in capsys.readouterr().err
     mark = read_mark(out, "scenes_held_out")
     assert mark is not None and mark.done, "and nothing was lost by asking"
+
+    assert main(["reproduce", "pack", *command[2:], "--measured", str(tmp_path / "measured")]) == 0
+    packed = {Path(line).name for line in capsys.readouterr().out.split()}
+    assert {"eval_sft_mock_50-s1.tar.xz", "sft_mock_50-s1.tar.xz", "scenes_train.tar.xz"} <= packed
+    other = [*command[2:], "--out", str(tmp_path / "other")]
+    assert main(["reproduce", "unpack", *other, "--measured", str(tmp_path / "measured")]) == 0
+    assert main(["reproduce", "mock", *other]) == 0
+    assert read_result(tmp_path / "other", "mock") == result, "the same table, from the records, with nothing made"
