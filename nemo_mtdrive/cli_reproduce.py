@@ -26,7 +26,7 @@ def add_reproduce(commands: argparse._SubParsersAction) -> None:
   turns    the RL model with at most 1, 2, ... turns
   mock     SFT with mock conversations for more and more of the scenes
   size     RL on few, some and many scenes: training and held-out scores over steps
-  all      all of these, then hacks, check and page
+  all      all of these, each written as soon as it can be, then hacks, check and page
   list     every stage with its CPU minutes, expected or measured, and how far it is
   check    what must be true, each with its number; exit code 1 where something is not
   hacks    episodes of the RL model with a high reward and an odd motion

@@ -19,7 +19,7 @@ from nemo_mtdrive.reproduce.marks import done, drop, expected_s, locked, measure
 from nemo_mtdrive.reproduce.page import CHECK_FILE, budget_markdown, gates_markdown, write_page
 from nemo_mtdrive.reproduce.published import pack, unpack
 from nemo_mtdrive.reproduce.recipe import Recipe
-from nemo_mtdrive.reproduce.results import RESULTS, write_result
+from nemo_mtdrive.reproduce.results import RESULTS, Result, write_result
 from nemo_mtdrive.reproduce.runner import Runner
 from nemo_mtdrive.reproduce.stages import Graph, hashes, missing_for, places, spelled
 from nemo_mtdrive.reproduce.tables import TABLES
@@ -69,9 +69,7 @@ def reproduce(asked: Request) -> int:
     whats = WHATS if asked.what == "all" else (asked.what,)
     with locked(asked.out):
         _prepare(asked, whats)
-        for what in whats:  # one after the other, so that a table is there as soon as it can be
-            _make(asked, what)
-            _print(_tables(asked, what))
+        _make(asked, whats)
     if asked.what != "all":
         return DONE
     _print(hacks(asked.out, asked.recipe, asked.seeds))
@@ -79,16 +77,10 @@ def reproduce(asked: Request) -> int:
     return _page(asked) or checked
 
 
-def _tables(asked: Request, what: str) -> list[Path]:
-    """Read a table from its stages and write it."""
-    if what == "model":
-        return [places(asked.out, [MODEL_DIRECTORY])[MODEL_DIRECTORY]]
-    made = [TABLES[name](asked.out, asked.recipe, asked.seeds) for name in ("table1", "pictures")] if what == "table1" else [
-        TABLES[what](asked.out, asked.recipe, asked.seeds)]
-    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160)
-    for result in made:
-        console.print(result.grid().terminal())
-    return [file for result in made for file in write_result(asked.out, result)]
+def _read(asked: Request, what: str) -> list[Result]:
+    """The tables of what was asked for, from its stages; the model has none."""
+    names = {"model": (), "table1": ("table1", "pictures")}.get(what, (what,))
+    return [TABLES[name](asked.out, asked.recipe, asked.seeds) for name in names]
 
 
 def _print(files: Sequence[Path]) -> int:
@@ -138,12 +130,30 @@ def _prepare(asked: Request, whats: Sequence[str]) -> None:
           f"{format_seconds(cpu / jobs)} or more with {jobs} at the same time", file=sys.stderr)
 
 
-def _make(asked: Request, what: str) -> None:
-    """Every stage that a table stands on."""
-    graph = graph_for(asked.recipe, asked.seeds, [what])
+def _make(asked: Request, whats: Sequence[str]) -> None:
+    """Every stage that they stand on, those of the first ones first; a table is written as soon as it can be."""
+    graph = graph_for(asked.recipe, asked.seeds, whats)
+    made_of, waiting = hashes(graph), {what: stages_of(asked.recipe, asked.seeds, what) for what in whats}
+    names = [name for of_what in waiting.values() for name in of_what]
+    written: list[Path] = []
+    shown: list[Result] = []
+
+    def write() -> None:
+        finished = measured(asked.out, graph, made_of)
+        for what in [what for what, needed in waiting.items() if finished.issuperset(needed)]:
+            del waiting[what]
+            results = _read(asked, what)
+            shown.extend(results)
+            written.extend([file for result in results for file in write_result(asked.out, result)]
+                           or places(asked.out, [MODEL_DIRECTORY]).values())
+
+    write()
     with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
-        Runner(asked.out, graph, hashes(graph), asked.jobs or available_cpus(), progress,
-               stages_of(asked.recipe, asked.seeds, what)).run()
+        Runner(asked.out, graph, made_of, asked.jobs or available_cpus(), progress, names).run(write)
+    console = Console(file=sys.stderr, width=None if sys.stderr.isatty() else 160)
+    for result in shown:
+        console.print(result.grid().terminal())
+    _print(written)
 
 
 def _pack(asked: Request) -> int:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,17 +49,18 @@ class Runner:
 
     def __init__(self, root: Path, graph: Graph, made_of: Mapping[str, str], jobs: int, progress: Progress,
                  asked: Sequence[str] | None = None) -> None:
-        """`jobs`: stages made at the same time; `asked`: those that are wanted, with what they stand on (default: all)."""
+        """`jobs`: stages made at the same time; `asked`: those that are wanted, the first ones first, with what they stand
+        on (default: all, in the graph's order)."""
         self._root, self._graph, self._made_of, self._jobs, self._progress = root, graph, made_of, jobs, progress
         self._expected = expected_s(root, graph)
         self._done = done(root, graph, made_of)
         known = measured(root, graph, made_of)
-        self._missing = list(missing_for(graph, graph if asked is None else asked, known, self._done))
+        self._missing = missing_for(graph, graph if asked is None else asked, known, self._done)
         self._running: list[Running] = []
         self._stopped: signal.Signals | None = None
 
-    def run(self) -> None:
-        """Make it all.
+    def run(self, on_stage: Callable[[], None] = lambda: None) -> None:
+        """Make it all; `on_stage` is called after each stage that is done.
 
         Raises:
             JobFailed: a command failed; the message names its stage and log.
@@ -73,7 +74,7 @@ class Runner:
             try:
                 while missing or self._running:
                     self._start(missing)
-                    self._look(bar)
+                    self._look(bar, on_stage)
                     if self._stopped is not None:
                         raise KeyboardInterrupt
                     time.sleep(POLL_S)
@@ -84,7 +85,7 @@ class Runner:
         self._stopped = signal.Signals(number)
 
     def _start(self, missing: list[str]) -> None:
-        """Begin stages that have all they need, in the graph's order."""
+        """Begin stages that have all they need, in order."""
         for name in list(missing):
             if len(self._running) >= self._jobs:
                 return
@@ -113,7 +114,7 @@ class Runner:
                                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                                     env=os.environ | ONE_THREAD)
 
-    def _look(self, bar: Bar) -> None:
+    def _look(self, bar: Bar, on_stage: Callable[[], None]) -> None:
         """See what has ended and go on with it."""
         for running in list(self._running):
             code, cpu = _ended(running.process)
@@ -133,6 +134,7 @@ class Runner:
             self._keep(running, is_done=True)
             self._done.add(running.stage.name)
             self._progress.note(f"{running.stage.name}: done in {format_seconds(time.monotonic() - running.began)}")
+            on_stage()
 
     def _show(self, bar: Bar, running: Running, code: int | None) -> None:
         whole = max(1, round(self._expected[running.stage.name]))

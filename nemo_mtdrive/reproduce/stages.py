@@ -71,27 +71,31 @@ def graph_of(stages: Iterable[Stage]) -> Graph:
 
 def needed_for(graph: Graph, names: Iterable[str]) -> Graph:
     """The part of a graph that some stages stand on, themselves included; in the graph's order."""
+    wanted = set[str]().union(*(_standing_on(graph, name, set()) for name in names))
+    return {name: stage for name, stage in graph.items() if name in wanted}
+
+
+def missing_for(graph: Graph, names: Iterable[str], measured: Set[str], done: Set[str]) -> list[str]:
+    """What has to be made: of `names` what is not measured, and of all that those stand on what is not done; each after what
+    it stands on, those of the first names first. What only finished stages stood on may be absent."""
+    found: dict[str, None] = {}
+    for name in names:
+        if name not in measured:
+            part = _standing_on(graph, name, {*done, *found})
+            found |= dict.fromkeys(other for other in graph if other in part)
+    return list(found)
+
+
+def _standing_on(graph: Graph, name: str, known: Set[str]) -> set[str]:
+    """A stage and all that it needs, up to what is known."""
     wanted: set[str] = set()
-    waiting = list(names)
+    waiting = [name]
     while waiting:
         name = waiting.pop()
-        if name not in wanted:
+        if name not in wanted and name not in known:
             wanted.add(name)
             waiting += graph[name].needs
-    return {name: stage for name, stage in graph.items() if name in wanted}
-
-
-def missing_for(graph: Graph, names: Iterable[str], measured: Set[str], done: Set[str]) -> Graph:
-    """The part of a graph that has to be made, in its order: of `names` what is not measured, and of all that those stand on
-    what is not done. What only finished stages stood on may be absent."""
-    wanted: set[str] = set()
-    waiting = [name for name in names if name not in measured]
-    while waiting:
-        name = waiting.pop()
-        if name not in wanted:
-            wanted.add(name)
-            waiting += [needed for needed in graph[name].needs if needed not in done]
-    return {name: stage for name, stage in graph.items() if name in wanted}
+    return wanted
 
 
 def hashes(graph: Graph, configs: Path = CONFIGS) -> dict[str, str]:

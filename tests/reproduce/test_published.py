@@ -95,10 +95,12 @@ def test_only_what_is_asked_for_and_lacks_is_made(tmp_path: Path, graph: Graph, 
 
 
 def test_what_lacks(graph: Graph) -> None:
-    assert list(missing_for(graph, ["evaluation"], set(), set())) == ["scenes", "model", "evaluation"]
-    assert list(missing_for(graph, ["evaluation"], set(), {"model"})) == ["evaluation"], "the scenes may be gone"
-    assert list(missing_for(graph, ["evaluation", "model"], {"evaluation"}, set())) == ["scenes", "model"]
-    assert list(missing_for(graph, ["evaluation"], {"evaluation"}, set())) == []
+    assert missing_for(graph, ["evaluation"], set(), set()) == ["scenes", "model", "evaluation"]
+    assert missing_for(graph, ["evaluation"], set(), {"model"}) == ["evaluation"], "the scenes may be gone"
+    assert missing_for(graph, ["evaluation", "model"], {"evaluation"}, set()) == ["scenes", "model"]
+    assert missing_for(graph, ["evaluation"], {"evaluation"}, set()) == []
+    other = graph_of([Stage("other", (), ()), *graph.values()])
+    assert missing_for(other, ["model", "other"], set(), set()) == ["scenes", "model", "other"], "the first asked for first"
 
 
 def test_archives_of_other_values_are_left_out(tmp_path: Path, graph: Graph, archives: Path) -> None:

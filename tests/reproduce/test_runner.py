@@ -139,12 +139,12 @@ def test_stopped_in_order(number: signal.Signals, tmp_path: Path, script: Path, 
     runner = Runner(root, graph, hashes(graph), 1, progress)
     look = runner._look
 
-    def look_and_stop(bar: object) -> None:
-        look(bar)  # type: ignore[arg-type]
+    def look_and_stop(*given: object) -> None:
+        look(*given)  # type: ignore[arg-type]
         if attempts(root, "b"):
             os.kill(os.getpid(), number)
 
-    runner._look = look_and_stop  # type: ignore[method-assign]
+    runner._look = look_and_stop  # type: ignore[method-assign,assignment]
     with pytest.raises(KeyboardInterrupt):
         runner.run()
     assert gone(attempts(root, "b")[0]) and not attempts(root, "c")
@@ -217,3 +217,12 @@ def test_what_is_added_to_a_command_changes_nothing_of_its_result(tmp_path: Path
     assert at_work(sft, 2, tmp_path, made) == [*sft, "resume=true"]
     for other in (["nemo-mtdrive", "evaluate", "--out", "D"], ["python", "convert.py"]):
         assert at_work(other, 2, tmp_path, made) == other
+
+
+def test_the_first_asked_for_come_first_and_each_is_told(tmp_path: Path, script: Path, progress: Progress) -> None:
+    root = tmp_path / "root"
+    told: list[set[str]] = []
+    graph = graph_of([stage(script, "a"), stage(script, "b"), stage(script, "c", "b")])
+    runner = Runner(root, graph, hashes(graph), 1, progress, ["c", "a"])
+    runner.run(lambda: told.append(done(root, graph, hashes(graph))))
+    assert told == [{"b"}, {"b", "c"}, {"a", "b", "c"}]
