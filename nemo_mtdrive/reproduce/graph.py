@@ -19,8 +19,8 @@ OTHER_SCENES = 100
 """Added to the seed of the model's second iteration, which would else draw the scenes of the first in the same order."""
 EVALUATED = ("*.json", "episodes/*/*")
 """Records of an evaluation: every episode, from which all tables are read."""
-TRAINED = ("metrics.jsonl", "summary.json", "splits.json")
-"""Records of a training: its curves, and which scenes it learned from."""
+TRAINED = ("summary.json", "splits.json")
+"""Records of a training: its evaluations, and which scenes it learned from."""
 USUAL_TURNS = 2.2
 """That an episode takes, whatever the most; of the budget."""
 MODEL_DIRECTORY = "model"
@@ -237,7 +237,7 @@ def _rl(recipe: Recipe, name: str, seed: int, start: str, steps: int, needs: tup
                         f"rollout.max_turns={recipe.rl.turns}", *recipe.rl.set, *values)
     return Stage(named(name, seed), (command,), (TRAIN, trained, *needs), recipe.config,
                  recipe.costs.start + steps * prompts * group * recipe.costs.rl_episode,
-                 (*TRAINED, *(("rollouts/train-*.jsonl",) if name == RL_MODEL else ())))
+                 (*TRAINED, "metrics.jsonl", *(("rollouts/train-*.jsonl",) if name == RL_MODEL else ())))
 
 
 def _evaluation(recipe: Recipe, model: str, seed: int, *, turns: int, kinematic: bool = False) -> Stage:
@@ -279,4 +279,4 @@ def _drivers(recipe: Recipe) -> Stage:
     """Constant velocity, PDM-Closed and the human on the held-out scenes."""
     return Stage(DRIVERS, (("nemo-mtdrive", "evaluate", "--driver", "constant_velocity", "pdm_closed", "human", "--scenes",
                             f"{{{HELD_OUT}}}", "--record", "0", "--out", "{out}"),), (HELD_OUT,),
-                 cpu_s=recipe.scenes.held_out * 0.08)
+                 cpu_s=recipe.scenes.held_out * 0.08, records=EVALUATED)

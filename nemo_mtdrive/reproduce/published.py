@@ -81,12 +81,13 @@ def _unpack_one(root: Path, name: str, made_of: str, path: Path) -> bool:
 
 
 def _archive(root: Path, stage: Stage) -> bytes:
-    """The mark and the records; nothing in it tells when or by whom it was packed."""
+    """The mark and the records; nothing in it tells when, where or by whom it was packed: paths are below the root."""
+    here = f"{root.resolve()}/".encode()
     folder, mark = folder_of(root, stage.name), read_mark(root, stage.name)
     assert mark is not None
     contents = {MARK: json.dumps(asdict(replace(mark, whole=True)), indent=1).encode()}
     for path in sorted({path for pattern in stage.records for path in (folder / OUT).glob(pattern) if path.is_file()}):
-        contents[str(path.relative_to(folder))] = path.read_bytes()
+        contents[str(path.relative_to(folder))] = path.read_bytes().replace(here, b"")
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for member, content in contents.items():
