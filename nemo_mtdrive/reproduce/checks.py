@@ -15,10 +15,11 @@ from nemo_mtdrive.evaluation.baselines import pdm_closed
 from nemo_mtdrive.evaluation.row_files import episode_of
 from nemo_mtdrive.pdm.agent import PDMAgent
 from nemo_mtdrive.reproduce import gates
+from nemo_mtdrive.reproduce.curves import FORMAT, training_curve
 from nemo_mtdrive.reproduce.gates import Gate
 from nemo_mtdrive.reproduce.graph import HELD_OUT, TRAIN, whole_graph
 from nemo_mtdrive.reproduce.leaks import episode_leaks, poses_in, question_leaks, unlike
-from nemo_mtdrive.reproduce.recipe import MODEL, RL_MODEL, SINGLE, Recipe
+from nemo_mtdrive.reproduce.recipe import MODEL, MODEL_ESTIMATOR, RL_MODEL, SINGLE, Recipe
 from nemo_mtdrive.reproduce.rows import read_episodes, read_row
 from nemo_mtdrive.reproduce.stages import named, places
 from nemo_mtdrive.reproduce.tables import ORACLE
@@ -67,6 +68,12 @@ def _read(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Iterator[Gate]:
     turns = [turn for seed in seeds for episode in read_episodes(root, named(f"eval_{RL_MODEL}", seed), ORACLE)[0]
              if episode.valid for turn in episode.turns[:recipe.rl.turns]]
     yield gates.answers_read(sum(turn.trajectory is not None for turn in turns), len(turns))
+
+
+def _format(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Iterator[Gate]:
+    """Of both runs that the model comes from, of every seed."""
+    names = [named(model, seed) for seed in seeds for model in (f"rl_{MODEL_ESTIMATOR}", RL_MODEL)]
+    yield gates.format_stays({name: training_curve(folder, FORMAT) for name, folder in places(root, names).items()})
 
 
 def _disjoint(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Iterator[Gate]:
@@ -119,8 +126,8 @@ def _of_episodes(name: str, episodes: Sequence[Episode]) -> Gate:
     return gates.nothing_leaks(name, told, [leak for episode in episodes for leak in episode_leaks(episode)])
 
 
-PARTS: dict[str, Part] = {"gains": _scores, "turns": _turns, "pictures": _pictures, "answers": _read, "splits": _disjoint,
-                          "questions": _questions, "feedback": _feedback}
+PARTS: dict[str, Part] = {"gains": _scores, "turns": _turns, "pictures": _pictures, "answers": _read, "format": _format,
+                          "splits": _disjoint, "questions": _questions, "feedback": _feedback}
 
 
 def scene_ids(root: Path, name: str) -> list[str]:

@@ -19,6 +19,8 @@ from nemo_mtdrive.telemetry.metrics import METRICS_FILE, read_metrics
 
 TRAINED = "rollout/last_turn/PDMS"
 """Mean of a step's rollouts in metrics.jsonl, 0..100."""
+FORMAT = "format/mean"
+"""Mean format score of a step's answers, 0..1."""
 SMOOTHED = 5
 """Steps that a point of a training curve is the mean of: each step has other scenes."""
 
@@ -44,8 +46,8 @@ def _run(root: Path, part: int, seed: int) -> Path:
     return places(root, [name])[name]
 
 
-def training_curve(run: Path) -> dict[float, float]:
-    """RL step -> PDMS of the last turns of its rollouts, 0..100.
+def training_curve(run: Path, metric: str = TRAINED) -> dict[float, float]:
+    """RL step -> a metric of its rollouts; by default PDMS of their last turns, 0..100.
 
     Raises:
         ConfigError: the run has no readable metrics.
@@ -54,7 +56,7 @@ def training_curve(run: Path) -> dict[float, float]:
         lines = read_metrics(run / METRICS_FILE)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{run / METRICS_FILE}: {error}; make the stage again") from error
-    return {float(line["step"]): float(line[TRAINED]) for line in lines if line["phase"] == "rl" and TRAINED in line}
+    return {float(line["step"]): float(line[metric]) for line in lines if line["phase"] == "rl" and metric in line}
 
 
 def smooth(curve: Mapping[float, float]) -> dict[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ from nemo_mtdrive.reproduce.tables import ALONE, picture_cells
 
 SFT_GAIN, RL_GAIN, WORSE_PERCENT, READ_PERCENT, SHARE_LEFT = 2.0, 4.0, 10.0, 99.0, 0.5
 """PDMS of multi-turn over single-turn SFT, of RL over SFT; ADE with other pictures; answers read; violations left."""
+TOGETHER = 10
+"""RL steps of which the mean is looked at: one step has too few answers for a share of 1%."""
 SHOWN = 5
 
 
@@ -81,6 +83,20 @@ def answers_read(read: int, answers: int) -> Gate:
     share = 100.0 * read / answers if answers else 0.0
     return Gate("answers that can be read, RL model", f"above {READ_PERCENT:g}%", f"{share:.2f}% of {answers}",
                 share > READ_PERCENT)
+
+
+def format_stays(runs: Mapping[str, Mapping[float, float]]) -> Gate:
+    """Run -> RL step -> mean format score: it stays high in all steps of all runs, `TOGETHER` steps at a time."""
+    worst: tuple[float, str] | None = None
+    for name, curve in runs.items():
+        steps = sorted(curve)
+        for first in range(0, len(steps), TOGETHER):
+            chosen = steps[first:first + TOGETHER]
+            mean = 100.0 * float(np.mean([curve[step] for step in chosen]))
+            if worst is None or mean < worst[0]:
+                worst = (mean, f"{mean:.2f}% in steps {chosen[0]:g} to {chosen[-1]:g} of {name}")
+    return Gate("format score of RL's rollouts", f"above {READ_PERCENT:g}% in every {TOGETHER} steps",
+                worst[1] if worst else "nothing measured", worst is not None and worst[0] > READ_PERCENT)
 
 
 def disjoint(name: str, train: Collection[str], held_out: Collection[str]) -> Gate:

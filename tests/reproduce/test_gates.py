@@ -121,9 +121,20 @@ def test_answers_and_splits() -> None:
     assert not gates.nothing_leaks("x", 3, ["(+1.00, 0.0, 0.0)"]).passed
 
 
+def test_format_stays_in_every_ten_steps_of_every_run() -> None:
+    good = {float(step): 0.995 for step in range(25)}
+    assert gates.format_stays({"a": good, "b": good}).passed
+    falls = good | {float(step): 0.984 for step in range(20, 25)}
+    gate = gates.format_stays({"a": good, "b": falls})
+    assert not gate.passed and gate.found == "98.40% in steps 20 to 24 of b"
+    assert gates.format_stays({"a": good | {3.0: 0.96}}).passed, "one step has too few answers to judge"
+    assert not gates.format_stays({}).passed and not gates.format_stays({"a": {}}).passed
+
+
 def test_what_is_not_there_has_not_passed(tmp_path: Path) -> None:
     found = check(tmp_path, load_recipe(RECIPES / "recipe.yaml"), (1,))
-    assert {gate.name for gate in found} == {"gains", "turns", "pictures", "answers", "splits", "questions", "feedback"}
+    assert {gate.name for gate in found} == {"gains", "turns", "pictures", "answers", "format", "splits", "questions",
+                                             "feedback"}
     assert not any(gate.passed for gate in found)
     assert "eval_sft_single-s1" in found[0].found
 
