@@ -71,7 +71,8 @@ def provenance(result: Result) -> str:
         scenes, sft, rl = made["recipe"]["scenes"], made["recipe"]["sft"], made["recipe"]["rl"]
         steps = ", ".join(f"{name} {' + '.join(str(stage['steps']) for stage in row['stages'])}"
                           for name, row in sft.items())
-        words.append(f"{scenes['train']:,} training scenes; SFT steps: {steps}; RL steps: {rl['steps']}.")
+        words.append(f"{scenes['train']:,} training scenes; SFT steps: {steps}; RL steps: {rl['steps']}, of the "
+                     f"model {rl['more']} more.")
         code = f" with the code of {', '.join(made['code'])}" if made["code"] else ""
         words.append(f"{made['cpu_seconds'] / 3600:.1f} CPU hours in {made['stages']} stages{code}.")
     return " ".join(words)
