@@ -167,8 +167,8 @@ def _unpack(asked: Request) -> int:
     graph = whole_graph(asked.recipe, asked.seeds)
     with locked(asked.out):
         put, others = unpack(asked.out, graph, hashes(graph), asked.measured)
-    print("\n".join([*put, f"{len(put)} of {len(graph)} stages unpacked; `nemo-mtdrive reproduce page --out {asked.out}` "
-                     "writes their tables"]))
+    print("\n".join([*put, f"{len(put)} of {len(graph)} stages unpacked; `nemo-mtdrive reproduce table2 --out {asked.out}` "
+                     "reads a table from them"]))
     if others:
         print(f"nemo-mtdrive: {asked.measured}: left out, as they are of other values (recipe, config, --scale, --held-out, "
               f"--seeds): {', '.join(others)}", file=sys.stderr)
