@@ -17,10 +17,10 @@ SPLIT_SEED = 7
 TRAIN, HELD_OUT, DRIVERS, VISION, RL_SET = "scenes_train", "scenes_held_out", "eval_drivers", "vision", "rl_set"
 OTHER_SCENES = 100
 """Added to the seed of the model's second iteration, which would else draw the scenes of the first in the same order."""
-EVALUATED = ("*.json", "episodes/*/*")
-"""Records of an evaluation: every episode, from which all tables are read."""
-TRAINED = ("summary.json", "splits.json")
-"""Records of a training: its evaluations, and which scenes it learned from."""
+EVALUATION_RECORDS = ("*.json", "episodes/*/*")
+"""Every episode, from which all tables are read."""
+TRAINING_RECORDS = ("summary.json", "splits.json")
+"""Its evaluations, and which scenes it learned from."""
 USUAL_TURNS = 2.2
 """That an episode takes, whatever the most; of the budget."""
 MODEL_DIRECTORY = "model"
@@ -189,7 +189,8 @@ def _sft(recipe: Recipe, name: str, row: SFT, data: str, seed: int) -> Stage:
     values, needs = _start(recipe)
     command = _training(recipe, "sft", seed, f"sft.seed={seed}", _stages(row.stages), f"sft.data={{{data}}}", *values,
                         *row.set)
-    return Stage(named(name, seed), (command,), (TRAIN, data, *needs), recipe.config, _sft_cost(recipe, row.stages), TRAINED)
+    return Stage(named(name, seed), (command,), (TRAIN, data, *needs), recipe.config, _sft_cost(recipe, row.stages),
+                 TRAINING_RECORDS)
 
 
 def _sft_cost(recipe: Recipe, stages: Sequence[SFTStage]) -> float:
@@ -237,7 +238,7 @@ def _rl(recipe: Recipe, name: str, seed: int, start: str, steps: int, needs: tup
                         f"rollout.max_turns={recipe.rl.turns}", *recipe.rl.set, *values)
     return Stage(named(name, seed), (command,), (TRAIN, trained, *needs), recipe.config,
                  recipe.costs.start + steps * prompts * group * recipe.costs.rl_episode,
-                 (*TRAINED, "metrics.jsonl", *(("rollouts/train-*.jsonl",) if name == RL_MODEL else ())))
+                 (*TRAINING_RECORDS, "metrics.jsonl", *(("rollouts/train-*.jsonl",) if name == RL_MODEL else ())))
 
 
 def _evaluation(recipe: Recipe, model: str, seed: int, *, turns: int, kinematic: bool = False) -> Stage:
@@ -247,7 +248,7 @@ def _evaluation(recipe: Recipe, model: str, seed: int, *, turns: int, kinematic:
                f"{{{HELD_OUT}}}", "--turns", str(turns), "--seed", str(seed), "--record", "0", "--out", "{out}")
     return Stage(named(f"eval_{model}", seed), (command,), (HELD_OUT, trained),
                  cpu_s=recipe.scenes.held_out * len(feedback) * min(turns, USUAL_TURNS) * recipe.costs.answer,
-                 records=EVALUATED)
+                 records=EVALUATION_RECORDS)
 
 
 def _pictures(recipe: Recipe, model: str, seed: int) -> Stage:
@@ -255,7 +256,7 @@ def _pictures(recipe: Recipe, model: str, seed: int) -> Stage:
     command = ("nemo-mtdrive", "evaluate", "--model", f"model={{{trained}}}", "--scenes", f"{{{HELD_OUT}}}", "--turns", "1",
                "--seed", str(seed), "--shuffle-images", str(recipe.pictures.seed), "--record", "0", "--out", "{out}")
     return Stage(named(f"pictures_{model}", seed), (command,), (HELD_OUT, trained),
-                 cpu_s=2 * recipe.scenes.held_out * recipe.costs.answer, records=EVALUATED)
+                 cpu_s=2 * recipe.scenes.held_out * recipe.costs.answer, records=EVALUATION_RECORDS)
 
 
 def _mock(recipe: Recipe, seed: int) -> Iterator[Stage]:
@@ -279,4 +280,4 @@ def _drivers(recipe: Recipe) -> Stage:
     """Constant velocity, PDM-Closed and the human on the held-out scenes."""
     return Stage(DRIVERS, (("nemo-mtdrive", "evaluate", "--driver", "constant_velocity", "pdm_closed", "human", "--scenes",
                             f"{{{HELD_OUT}}}", "--record", "0", "--out", "{out}"),), (HELD_OUT,),
-                 cpu_s=recipe.scenes.held_out * 0.08, records=EVALUATED)
+                 cpu_s=recipe.scenes.held_out * 0.08, records=EVALUATION_RECORDS)

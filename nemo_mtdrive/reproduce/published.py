@@ -18,11 +18,10 @@ from tempfile import TemporaryDirectory
 
 from nemo_mtdrive.config import ConfigError
 from nemo_mtdrive.reproduce.marks import MARK, Mark, folder_of, measured, read_mark
-from nemo_mtdrive.reproduce.stages import Graph, Stage
+from nemo_mtdrive.reproduce.stages import Graph, Stage, places
 from nemo_mtdrive.whole_file import write_whole
 
 SUFFIX = ".tar.xz"
-OUT = "out"
 
 
 def pack(root: Path, graph: Graph, made_of: Mapping[str, str], directory: Path) -> list[Path]:
@@ -83,10 +82,10 @@ def _unpack_one(root: Path, name: str, made_of: str, path: Path) -> bool:
 def _archive(root: Path, stage: Stage) -> bytes:
     """The mark and the records; nothing in it tells when, where or by whom it was packed: paths are below the root."""
     here = f"{root.resolve()}/".encode()
-    folder, mark = folder_of(root, stage.name), read_mark(root, stage.name)
+    folder, out, mark = folder_of(root, stage.name), places(root, [stage.name])[stage.name], read_mark(root, stage.name)
     assert mark is not None
     contents = {MARK: json.dumps(asdict(replace(mark, whole=True)), indent=1).encode()}
-    for path in sorted({path for pattern in stage.records for path in (folder / OUT).glob(pattern) if path.is_file()}):
+    for path in sorted({path for pattern in stage.records for path in out.glob(pattern) if path.is_file()}):
         contents[str(path.relative_to(folder))] = path.read_bytes().replace(here, b"")
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w", format=tarfile.PAX_FORMAT) as archive:

@@ -72,6 +72,7 @@ def test_the_model_goes_on_from_table_3_on_other_scenes(recipe: Recipe) -> None:
     graph = whole_graph(recipe, SEEDS)
     first, second = graph["rl_cross_turn-s2"].commands[0], graph["rl_model-s2"].commands[0]
     assert "model.init_from={rl_cross_turn-s2}/checkpoints/latest" in second and "mtgrpo.estimator=cross_turn" in second
+    assert second[-1] == "mtgrpo.lr_end=0" and "mtgrpo.lr_end=0" not in first
     assert "seed=2" in first and "seed=102" in second and f"mtgrpo.steps={recipe.rl.more}" in second
 
 
