@@ -19,7 +19,7 @@ NAMES = ("rl_32gpu.sh", "sft_64gpu.sh", "evaluate.sh", "convert.sh", "curate.sh"
 SCRIPTS = sorted([*LAUNCHERS.glob("*.sh"), *LAUNCHERS.glob("*.example"), *Path(__file__).parent.glob("*.sh")])
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("script", [*SCRIPTS, *sorted(LAUNCHERS.glob("job/*.sh"))], ids=lambda path: path.name)
 def test_bash_reads_it(script: Path) -> None:
     assert subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False).stderr == ""
 
