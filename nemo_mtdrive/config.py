@@ -18,10 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nemo_mtdrive.config_checks import ConfigError, check
+from nemo_mtdrive.config_checks import ConfigError, check, refuse_sizes
 from nemo_mtdrive.config_rollout import RolloutConfig
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+OmegaConf.register_new_resolver("checkout", lambda path: str(CONF_DIR.parent / path))
+"""`${checkout:models/tiny_driver}` in a config: what comes with the program, wherever a command is run."""
 
 
 @dataclass
@@ -363,6 +365,7 @@ def load_config(name: str, overrides: Sequence[str], config_dir: Path = CONF_DIR
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(f"--config-name {name}: {_first_lines(error)}") from error
     assert isinstance(config, Config)
+    refuse_sizes(config, overrides)
     check(config)
     return config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 IMAGE_MULTIPLE = 28
 """Sides of an image are multiples of this: 14-pixel patches, merged 2 x 2."""
+
+_SIZES = tuple(f"model.{part}" for part in ("hidden_size", "head_size", "layers", "ffn_size", "vision_hidden_size",
+                                            "vision_layers", "vision_ffn_size"))
+"""Of a new tiny model; one that is trained further has its own."""
 
 
 class ConfigError(ValueError):
@@ -65,6 +70,18 @@ def check(config: Config) -> None:
     _check_sft(config.sft)
     _check_sft_data(config.sft_data)
     seconds_of(config.max_time_per_run)
+
+
+def refuse_sizes(config: Config, overrides: Sequence[str]) -> None:
+    """Look at what was asked for by hand; the sizes that a config brings along are passed over in silence.
+
+    Raises:
+        ConfigError: sizes beside `model.init_from`, a model that has its own.
+    """
+    asked = [name for name in (override.partition("=")[0].lstrip("+") for override in overrides) if name in _SIZES]
+    if config.model.init_from and asked:
+        raise ConfigError(f"{asked[0]} with model.init_from={config.model.init_from}: the model there has its own sizes; "
+                          f"leave {asked[0]} out, or start a new model: model.init_from=")
 
 
 def _check_heads(config: Config) -> None:

@@ -26,6 +26,18 @@ def test_defaults_are_the_papers() -> None:
     assert (Config().sft.lr, Config().sft.batch_size, Config().rollout.max_context) == (4e-5, 128, 11500)
 
 
+def test_the_demos_model_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    start = Path(load_config("demo_cpu", []).model.init_from)
+    assert start.is_absolute() and (start / "config.json").is_file()
+
+
+def test_sizes_beside_a_model_that_has_its_own_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^model.layers with model.init_from=.*tiny_driver: .* leave model.layers out"):
+        load_config("demo_cpu", ["model.layers=6"])
+    assert load_config("demo_cpu", ["model.layers=6", "model.init_from="]).model.layers == 6
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
