@@ -20,9 +20,9 @@ def add_reproduce(commands: argparse._SubParsersAction) -> None:
     parser.description = f"{parser.description}" + """.
 
   model    scenes, single-turn SFT, bootstrapped multi-turn data, SFT, mtGRPO: OUT/stages/model/out, for model.init_from
-  table1   constant velocity, PDM-Closed, human, SFT, RL with kinematic and oracle feedback
+  table1   constant velocity, PDM-Closed, human, SFT, RL with kinematic and oracle feedback; curves of its RL
   table2   SFT: single-turn, two stages, one stage, with understanding data, with up to 6 turns
-  table3   RL: sequence, per_turn, cross_turn, unbiased, from one SFT model
+  table3   RL: sequence, per_turn, cross_turn, unbiased, from one SFT model; curves of each
   turns    the RL model with at most 1, 2, ... turns
   mock     SFT with mock conversations for more and more of the scenes
   size     RL on few, some and many scenes: training and held-out scores over steps

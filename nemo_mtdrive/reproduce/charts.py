@@ -64,8 +64,9 @@ def _panels(result: Result) -> Figure:
     for at, panel in enumerate(result.panels, start=1):
         axes = figure.add_subplot(1, len(result.panels), at)
         _curves(axes, panel)
-        if at > 1:
-            axes.sharey(figure.axes[0])
+        alike = [other for other, earlier in zip(figure.axes, result.panels[:at - 1], strict=False) if earlier.y == panel.y]
+        if alike:
+            axes.sharey(alike[0])
     return figure
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from nemo_mtdrive.process import available_cpus
 from nemo_mtdrive.reproduce.checks import check
 from nemo_mtdrive.reproduce.graph import MODEL_DIRECTORY, WHATS, graph_for, stages_of, whole_graph
 from nemo_mtdrive.reproduce.hacks import hacks
+from nemo_mtdrive.reproduce.learning import estimators, learning
 from nemo_mtdrive.reproduce.marks import done, drop, expected_s, locked, measured, read_mark, stale
 from nemo_mtdrive.reproduce.page import CHECK_FILE, budget_markdown, gates_markdown, write_page
 from nemo_mtdrive.reproduce.published import pack, unpack
@@ -22,10 +23,14 @@ from nemo_mtdrive.reproduce.recipe import Recipe
 from nemo_mtdrive.reproduce.results import RESULTS, Result, write_result
 from nemo_mtdrive.reproduce.runner import Runner
 from nemo_mtdrive.reproduce.stages import Graph, hashes, missing_for, places, spelled
-from nemo_mtdrive.reproduce.tables import TABLES
+from nemo_mtdrive.reproduce.tables import mock, pictures, size, table1, table2, table3, turns
 from nemo_mtdrive.telemetry.progress import format_seconds, open_progress
 from nemo_mtdrive.whole_file import write_whole
 
+TABLES: Mapping[str, tuple[Callable[[Path, Recipe, Sequence[int]], Result], ...]] = {
+    "model": (), "table1": (table1, pictures, learning), "table2": (table2,), "table3": (table3, estimators),
+    "turns": (turns,), "mock": (mock,), "size": (size,)}
+"""What can be asked for -> the results that come with it."""
 DONE, FAILED = 0, 1
 PLAIN_EVERY_S = 60.0
 
@@ -78,9 +83,7 @@ def reproduce(asked: Request) -> int:
 
 
 def _read(asked: Request, what: str) -> list[Result]:
-    """The tables of what was asked for, from its stages; the model has none."""
-    names = {"model": (), "table1": ("table1", "pictures")}.get(what, (what,))
-    return [TABLES[name](asked.out, asked.recipe, asked.seeds) for name in names]
+    return [read(asked.out, asked.recipe, asked.seeds) for read in TABLES[what]]
 
 
 def _print(files: Sequence[Path]) -> int:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nemo_mtdrive.reproduce.curves import TOGETHER, spans
 from nemo_mtdrive.reproduce.intervals import Estimate, estimate, ratio
 from nemo_mtdrive.reproduce.rows import Played, paired, same_scenes
 from nemo_mtdrive.reproduce.tables import ALONE, picture_cells
 
 SFT_GAIN, RL_GAIN, WORSE_PERCENT, READ_PERCENT, SHARE_LEFT = 2.0, 4.0, 10.0, 99.0, 0.5
 """PDMS of multi-turn over single-turn SFT, of RL over SFT; ADE with other pictures; answers read; violations left."""
-TOGETHER = 10
-"""RL steps of which the mean is looked at: one step has too few answers for a share of 1%."""
 SHOWN = 5
 
 
@@ -87,14 +86,9 @@ def answers_read(read: int, answers: int) -> Gate:
 
 def format_stays(runs: Mapping[str, Mapping[float, float]]) -> Gate:
     """Run -> RL step -> mean format score: it stays high in all steps of all runs, `TOGETHER` steps at a time."""
-    worst: tuple[float, str] | None = None
-    for name, curve in runs.items():
-        steps = sorted(curve)
-        for first in range(0, len(steps), TOGETHER):
-            chosen = steps[first:first + TOGETHER]
-            mean = 100.0 * float(np.mean([curve[step] for step in chosen]))
-            if worst is None or mean < worst[0]:
-                worst = (mean, f"{mean:.2f}% in steps {chosen[0]:g} to {chosen[-1]:g} of {name}")
+    found = [(100.0 * mean, f"{100.0 * mean:.2f}% in steps {first:g} to {last:g} of {name}")
+             for name, curve in runs.items() for first, last, mean in spans(curve)]
+    worst = min(found, default=None)
     return Gate("format score of RL's rollouts", f"above {READ_PERCENT:g}% in every {TOGETHER} steps",
                 worst[1] if worst else "nothing measured", worst is not None and worst[0] > READ_PERCENT)
 

@@ -61,10 +61,10 @@ def stages_of(recipe: Recipe, seeds: Sequence[int], what: str) -> list[str]:
     if what == "model":
         return [MODEL_DIRECTORY]
     bases = {
-        "table1": [f"eval_sft_{SINGLE}", f"eval_{model_sft}", f"eval_{model_rl}", f"pictures_{model_sft}",
-                   f"pictures_{model_rl}"],
+        "table1": [f"eval_sft_{SINGLE}", f"eval_{model_sft}", f"rl_{MODEL_ESTIMATOR}", model_rl, f"eval_{model_rl}",
+                   f"pictures_{model_sft}", f"pictures_{model_rl}"],
         "table2": [f"eval_sft_{name}" for name in recipe.sft],
-        "table3": [f"eval_{model_sft}", *(f"eval_rl_{name}" for name in recipe.rl.estimators)],
+        "table3": [f"eval_{model_sft}", *(f"{part}rl_{name}" for name in recipe.rl.estimators for part in ("", "eval_"))],
         "turns": [f"eval_{model_rl}"],
         "mock": [f"eval_{mock_name(share)}" for share in recipe.mock.shares],
         "size": [name for part in recipe.size.parts for name in (size_name(part), f"eval_{size_name(part)}")],

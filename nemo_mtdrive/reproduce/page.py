@@ -19,7 +19,7 @@ from nemo_mtdrive.whole_file import write_whole
 _BLOCK = re.compile(r"(<!-- reproduce:(\w+) -->\n).*?(<!-- /reproduce:\2 -->)", re.DOTALL)
 CHECK = "check"
 CHECK_FILE = "check.md"
-MADE_BY = {"pictures": "table1"}
+MADE_BY = {"pictures": "table1", "learning": "table1", "estimators": "table3"}
 """Results that come with another's command."""
 
 

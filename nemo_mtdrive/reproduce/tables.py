@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -175,10 +175,6 @@ def picture_cells(own: Played, other: Played, kind: str, alone: Sequence[str]) -
                      None if times.ci95 is None else (100.0 * (times.ci95[0] - 1.0), 100.0 * (times.ci95[1] - 1.0)))
     return {"Scenes": len(wanted), "ADE m": estimate(error), "ADE, other": estimate(errors), "Worse %": worse,
             "PDMS": estimate(score), "PDMS, other": estimate(scores), "PDMS lost": estimate(paired(scores, score))}
-
-
-TABLES: Mapping[str, Callable[[Path, Recipe, Sequence[int]], Result]] = {
-    "table1": table1, "table2": table2, "table3": table3, "turns": turns, "mock": mock, "size": size, "pictures": pictures}
 
 
 def _last_and_first(row: Played, last: int) -> dict[str, Estimate | int | None]:

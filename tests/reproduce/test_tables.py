@@ -20,6 +20,7 @@ from nemo_mtdrive.reproduce.gates import Gate
 from nemo_mtdrive.reproduce.graph import mock_name, size_name
 from nemo_mtdrive.reproduce.hacks import FAR, JERK, choose, hacks, oddness, well_paid
 from nemo_mtdrive.reproduce.intervals import Estimate
+from nemo_mtdrive.reproduce.learning import estimators, learning
 from nemo_mtdrive.reproduce.page import budget_markdown, gates_markdown, write_page
 from nemo_mtdrive.reproduce.recipe import RECIPES, Recipe, load_recipe
 from nemo_mtdrive.reproduce.results import Row, read_result, write_result
@@ -121,6 +122,45 @@ def test_size(root: Path, recipe: Recipe) -> None:
     assert validation.lines[2].points == [(0.0, 50.0, 50.0, 50.0), (4.0, 56.5, 56.0, 57.0), (last, 58.0, 58.0, 58.0)]
     assert column(found.rows, "Training, last steps") == [58.5] * 3
     assert smooth({1.0: 4.0, 2.0: 6.0}) == {1.5: 5.0} and smooth({}) == {}
+
+
+def write_rollouts(root: Path, base: str, seed: int, steps: int, last: float, format_score: float) -> None:
+    """Metrics of a training whose last turns gain a point a step, and whose turn 1 stays."""
+    name = named(base, seed)
+    run = places(root, [name])[name]
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("".join(json.dumps({
+        "phase": "rl", "step": step, "time": 0.0, "rollout/last_turn/PDMS": last + step, "rollout/turn_1/PDMS": 50.0,
+        "format/mean": format_score, "kl": 0.002}) + "\n" for step in range(steps)))
+
+
+def test_learning_goes_on_over_both_parts(root: Path, recipe: Recipe) -> None:
+    for seed in SEEDS:
+        write_rollouts(root, "rl_cross_turn", seed, 20, 60.0 + seed, 0.99)
+        write_rollouts(root, "rl_model", seed, 15, 80.0 + seed, 1.0 - 0.01 * seed)
+    found = learning(root, recipe, SEEDS)
+    assert [row.names for row in found.rows] == [["seed 1"], ["seed 2"]]
+    assert column(found.rows, "PDMS, first 10") == [65.5, 66.5] and column(found.rows, "PDMS, last 10") == [93.0, 94.0]
+    assert column(found.rows, "Turn 1, last 10") == [50.0, 50.0] and column(found.rows, "1000 KL") == [2.0, 2.0]
+    assert column(found.rows, "Worst 10") == [99.0, 98.0], "the second part's, seed 2"
+    last, _, format_score = found.panels
+    assert [line.label for line in last.lines] == ["seed 1", "seed 2"]
+    assert [(x, mean) for x, mean, *_ in last.lines[0].points][:2] == [(4.5, 65.5), (5.5, 66.5)]
+    assert len(last.lines[0].points) == 35 - 9 and format_score.lines[1].points[-1][1] == pytest.approx(98.0)
+
+
+def test_estimators_are_means_over_seeds(root: Path, recipe: Recipe) -> None:
+    for number, name in enumerate(recipe.rl.estimators):
+        for seed in SEEDS:
+            write_rollouts(root, f"rl_{name}", seed, 12, 60.0 + 10.0 * number + seed, 0.97 + 0.01 * seed)
+    found = estimators(root, recipe, SEEDS)
+    assert len(found.rows) == 4 and found.rows[3].names == ["unbiased (ours)"]
+    assert column(found.rows, "PDMS, first 10") == [66.0, 76.0, 86.0, 96.0]
+    assert column(found.rows, "Worst 10") == [98.0] * 4
+    assert [(line.points[0][2], line.points[0][3]) for line in found.panels[0].lines][:1] == [(65.5, 66.5)]
+    assert read_result(root, "estimators") is None
+    write_result(root, found)
+    assert read_result(root, "estimators") == found
 
 
 def test_pictures(root: Path, recipe: Recipe) -> None:
