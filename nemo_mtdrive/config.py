@@ -167,6 +167,8 @@ class SFTStage:
     """Section 4.1 (Table 2's ablation: 6)."""
     steps: int = 0
     """Optimizer steps, where above 0; else as many as the epochs take."""
+    lr: float = 0.0
+    """Of this stage, as a later one may forget less with a lower one; 0: `sft.lr`."""
 
 
 @dataclass

@@ -158,6 +158,8 @@ def _check_sft(sft: SFTConfig) -> None:
                 raise ConfigError(f"{key}.kinds: {kind}: {times:g}; set kinds of {', '.join(SFT_KINDS)} to 0 or more")
         if stage.steps < 0 or (stage.steps == 0 and stage.epochs <= 0):
             raise ConfigError(f"{key}: steps={stage.steps}, epochs={stage.epochs:g}; set one of them above 0")
+        if stage.lr < 0:
+            raise ConfigError(f"{key}.lr={stage.lr:g}: set it above 0, or to 0 for sft.lr")
 
 
 MOST_TURNS = 6

@@ -62,6 +62,7 @@ def test_sizes_beside_a_model_that_has_its_own_are_refused() -> None:
         (["mtgrpo"], "mtgrpo"),
         (["sft.stages=[{kinds:{two_turn:1}}]"], "sft.stages[0].kinds: two_turn: 1; set kinds of single_turn, multi_turn"),
         (["sft.stages=[{epochs:0}]"], "sft.stages[0]: steps=0, epochs=0; set one of them above 0"),
+        (["sft.stages=[{lr:-1}]"], "sft.stages[0].lr=-1: set it above 0, or to 0 for sft.lr"),
         (["sft.learn=some"], "sft.learn=some: set it to one of last, all"),
         (["sft.data=/nowhere"], "sft.data='/nowhere': no *.jsonl there"),
         (["transfer.visual_embeddings=on"], "transfer.visual_embeddings=on with model.freeze_vision=false"),

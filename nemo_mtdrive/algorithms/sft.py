@@ -20,7 +20,7 @@ from nemo_mtdrive.telemetry.timers import StepTimers
 from nemo_mtdrive.types import NOT_OURS
 
 LR_END = 0.01
-"""Of `sft.lr`, at the end of each stage."""
+"""Of its rate, at the end of each stage."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Stage:
     first_step: int
     steps: int
     sampler: MixedSampler
+    lr: float
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def plan_stages(settings: SFTConfig, dataset: SFTDataset) -> list[Stage]:
         pools, shares = [kinds[name] for name in names], [weights[name] for name in names]
         sampler = MixedSampler(pools, shares, settings.seed + 100 * number)
         steps = wanted.steps or math.ceil(wanted.epochs * sampler.epoch_size / settings.batch_size)
-        stages.append(Stage(sum(stage.steps for stage in stages), steps, sampler))
+        stages.append(Stage(sum(stage.steps for stage in stages), steps, sampler, wanted.lr or settings.lr))
     return stages
 
 
@@ -96,7 +97,7 @@ class SFTTrainer:
         """
         timers = StepTimers()
         number, stage = self._stage(step)
-        lr = learning_rate(step - stage.first_step, stage.steps, self._settings.lr, self._settings.warmup_steps, LR_END)
+        lr = learning_rate(step - stage.first_step, stage.steps, stage.lr, self._settings.warmup_steps, LR_END)
         with timers("batch"):
             batch = self._batch(step)
             sequences, mine = batch.sequences, batch.mine

@@ -87,12 +87,13 @@ def test_an_epoch_has_every_conversation_once_or_as_often_as_is_asked(conversati
 
 
 def test_two_stages_follow_each_other_each_with_its_own_schedule(conversations: Conversations) -> None:
-    run = trainer(conversations, stages=[SFTStage({"single_turn": 1.0}, steps=2), SFTStage({"multi_turn": 1.0}, steps=3)])
+    run = trainer(conversations, stages=[SFTStage({"single_turn": 1.0}, steps=2),
+                                         SFTStage({"multi_turn": 1.0}, steps=3, lr=0.02)])
     assert run.steps == 5
     assert [two_turns(conversations, run._draw(step)) for step in range(5)] == [0, 0, 8, 8, 8]
     metrics = [run.step(step) for step in range(5)]
     assert [row["stage"] for row in metrics] == [0, 0, 1, 1, 1]
-    assert metrics[0]["lr"] == metrics[2]["lr"] == 0.1 and metrics[1]["lr"] < 0.1
+    assert (metrics[0]["lr"], metrics[2]["lr"]) == (0.1, 0.02) and metrics[1]["lr"] < 0.1 and metrics[3]["lr"] < 0.02
     assert [row["epoch"] for row in metrics] == pytest.approx([0.8, 1.6, 1.6, 3.2, 4.8])
 
 
