@@ -30,11 +30,10 @@ LONGEST_S = 2400.0
 """Of one run, on a machine that is ten times slower."""
 COMMON = (
     "scenes.count=12", "scenes.held_out=1", "scenes.image_width=112", "scenes.image_height=56", "validation.scenes=1",
-    "model.layers=1", "model.vision_layers=1", "parallel.tensor=1", "rollout.max_turns=2", "rollout.max_answer_tokens=80",
-    "rollout.temperature=1.0",
+    "parallel.tensor=1", "rollout.max_turns=2", "rollout.max_answer_tokens=80", "rollout.temperature=1.0",
 )
-TAUGHT = ("sft.stages=[{steps: 140}]", "sft_data.kinds=[single_turn]", "sft.batch_size=4", "sft.warmup_steps=10",
-          "sft.lr=2e-3", "mtgrpo.steps=0", "rollout.workers=1")
+TAUGHT = ("model.layers=1", "model.vision_layers=1", "sft.stages=[{steps: 140}]", "sft_data.kinds=[single_turn]",
+          "sft.batch_size=4", "sft.warmup_steps=10", "sft.lr=2e-3", "mtgrpo.steps=0", "rollout.workers=1")
 PLAYED = (
     "sft.stages=[]", f"mtgrpo.steps={STEPS}", "mtgrpo.prompts_per_step=2", "mtgrpo.mini_batch_prompts=1",
     "mtgrpo.group_size=3", "mtgrpo.lr=1e-4", "mtgrpo.entropy_coefficient=0.001", "checkpoint.every_steps=1",
