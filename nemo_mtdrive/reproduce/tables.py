@@ -72,17 +72,20 @@ def table2(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Result:
 
 
 def table3(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Result:
-    """RL from one SFT model: what each estimator adds; differences to where it started."""
+    """RL from one SFT model: what each estimator adds to where it started, and to the first estimator."""
     turns = recipe.rl.turns
     names = [f"sft_{MODEL}", *(f"rl_{name}" for name in recipe.rl.estimators)]
     played = same_scenes([read_row(root, f"eval_{name}", ORACLE, seeds) for name in names])
-    start = played[0].after("PDMS", turns)
+    start, first = (row.after("PDMS", turns) for row in played[:2])
     rows = [Row(["-", "SFT, where RL starts"], _last_and_first(played[0], turns) | {"Paper": _plain(PAPER_SFT[MODEL])})]
     for number, (name, row) in enumerate(zip(recipe.rl.estimators, played[1:], strict=True), start=1):
+        last = row.after("PDMS", turns)
         rows.append(Row([str(number), ESTIMATORS[name]], _last_and_first(row, turns) | {
-            "Over SFT": estimate(paired(start, row.after("PDMS", turns))), "Paper": _plain(PAPER_RL.get(name))}))
-    return Result("table3", "Table 3: RL", ["ID", "Advantages"], [*HEADINGS, "Turn 1", "Over SFT", "Paper"], rows,
-                  list(seeds), len(played[0].scenes), made_of=made_of(root, recipe, seeds, "table3"))
+            "Over SFT": estimate(paired(start, last)), "Over ID 1": estimate(paired(first, last)) if number > 1 else None,
+            "Paper": _plain(PAPER_RL.get(name))}))
+    return Result("table3", "Table 3: RL", ["ID", "Advantages"],
+                  [*HEADINGS, "Turn 1", "Over SFT", "Over ID 1", "Paper"], rows, list(seeds), len(played[0].scenes),
+                  made_of=made_of(root, recipe, seeds, "table3"))
 
 
 def turns(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Result:

@@ -69,6 +69,7 @@ def test_table_3(root: Path, recipe: Recipe) -> None:
     found = table3(root, recipe, SEEDS)
     assert column(found.rows, "PDMS") == [58.0, 61.0, 63.0, 66.0, 65.0]
     assert column(found.rows, "Over SFT") == [None, 3.0, 5.0, 8.0, 7.0]
+    assert column(found.rows, "Over ID 1") == [None, None, 2.0, 5.0, 4.0]
     assert column(found.rows, "Turn 1") == [50.0, 60.0, 60.0, 60.0, 60.0]
 
 
