@@ -9,7 +9,7 @@ from nemo_mtdrive.commands import command, positive
 from nemo_mtdrive.config import CONF_DIR
 
 TABLES = ("table1", "table2", "table3", "turns", "mock", "size")
-WHATS = ("model", *TABLES, "all", "list", "check", "hacks", "page", "pack", "unpack")
+WHATS = ("model", *TABLES, "all", "list", "check", "repairs", "hacks", "page", "pack", "unpack")
 DEFAULT_RECIPE = CONF_DIR / "reproduce" / "recipe.yaml"
 
 
@@ -26,9 +26,10 @@ def add_reproduce(commands: argparse._SubParsersAction) -> None:
   turns    the RL model with at most 1, 2, ... turns
   mock     SFT with mock conversations for more and more of the scenes
   size     RL on few, some and many scenes: training and held-out scores over steps
-  all      all of these, each written as soon as it can be, then hacks, check and page
+  all      all of these, each written as soon as it can be, then repairs, hacks, check and page
   list     every stage with its CPU minutes, expected or measured, and how far it is
   check    what must be true, each with its number; exit code 1 where something is not
+  repairs  which faults the next answer repairs and which it makes, SFT and RL; episodes that were repaired, and were not
   hacks    episodes of the RL model with a high reward and an odd motion
   page     the tables and figures that are there into docs/results.md
   pack     what was measured (episodes, curves; no weights, no scenes) into MEASURED, to be published

@@ -20,6 +20,7 @@ from nemo_mtdrive.reproduce.marks import done, drop, expected_s, locked, measure
 from nemo_mtdrive.reproduce.page import CHECK_FILE, budget_markdown, gates_markdown, write_page
 from nemo_mtdrive.reproduce.published import pack, unpack
 from nemo_mtdrive.reproduce.recipe import Recipe
+from nemo_mtdrive.reproduce.repairs import repairs
 from nemo_mtdrive.reproduce.results import RESULTS, Result, write_result
 from nemo_mtdrive.reproduce.runner import Runner
 from nemo_mtdrive.reproduce.stages import Graph, hashes, missing_for, places, spelled
@@ -31,6 +32,8 @@ TABLES: Mapping[str, tuple[Callable[[Path, Recipe, Sequence[int]], Result], ...]
     "model": (), "table1": (table1, pictures, learning), "table2": (table2,), "table3": (table3, estimators),
     "turns": (turns,), "mock": (mock,), "size": (size,)}
 """What can be asked for -> the results that come with it."""
+LOOKS: Mapping[str, Callable[[Path, Recipe, Sequence[int]], list[Path]]] = {"repairs": repairs, "hacks": hacks}
+"""Closer looks at Table 1's episodes, with pictures of some."""
 DONE, FAILED = 0, 1
 PLAIN_EVERY_S = 60.0
 
@@ -65,8 +68,8 @@ def reproduce(asked: Request) -> int:
         return DONE
     if asked.what == "check":
         return _check(asked)
-    if asked.what == "hacks":
-        return _print(hacks(asked.out, asked.recipe, asked.seeds))
+    if asked.what in LOOKS:
+        return _print(LOOKS[asked.what](asked.out, asked.recipe, asked.seeds))
     if asked.what == "page":
         return _page(asked)
     if asked.what in ("pack", "unpack"):
@@ -77,7 +80,8 @@ def reproduce(asked: Request) -> int:
         _make(asked, whats)
     if asked.what != "all":
         return DONE
-    _print(hacks(asked.out, asked.recipe, asked.seeds))
+    for look in LOOKS.values():
+        _print(look(asked.out, asked.recipe, asked.seeds))
     checked = _check(asked)
     return _page(asked) or checked
 

@@ -13,21 +13,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nemo_mtdrive.driving.sources import SceneSource, open_scenes
-from nemo_mtdrive.driving.sources.address import Address
 from nemo_mtdrive.driving.trajectory import ade
 from nemo_mtdrive.evaluation.evaluate import SceneFacts
-from nemo_mtdrive.evaluation.figures import Row as FigureRow
-from nemo_mtdrive.evaluation.figures import save_figure
-from nemo_mtdrive.reproduce.graph import HELD_OUT
+from nemo_mtdrive.reproduce.drawn import Shown, draw_episodes
 from nemo_mtdrive.reproduce.intervals import Estimate, estimate
 from nemo_mtdrive.reproduce.recipe import MODEL, RL_MODEL, Recipe
-from nemo_mtdrive.reproduce.results import RESULTS, Result, Row, write_result
+from nemo_mtdrive.reproduce.results import Result, Row, write_result
 from nemo_mtdrive.reproduce.rows import read_episodes
-from nemo_mtdrive.reproduce.stages import named, places
+from nemo_mtdrive.reproduce.stages import named
 from nemo_mtdrive.reproduce.tables import ORACLE
-from nemo_mtdrive.telemetry.excerpt import excerpt_of
-from nemo_mtdrive.telemetry.recorder import episode_record
 from nemo_mtdrive.types import TRAJECTORY_STEP_S, Episode
 
 Array = NDArray[np.float64]
@@ -118,13 +112,7 @@ def hacks(root: Path, recipe: Recipe, seeds: Sequence[int]) -> list[Path]:
         rows.append(Row([label], {_heading(name): _share(values) for name, values in cells.items()}))
     result = Result("hacks", f"Well paid (PDMS of {100 * HIGH:g} or more) and odd, in % of the scenes", ["Model"],
                     [_heading(name) for name in ("well paid", *SIGNS, "any")], rows, list(seeds), scenes, drawn="any sign")
-    files = write_result(root, result)
-    chosen = choose(drawn)
-    if not chosen:
-        return files
-    source = open_scenes(Address("files", str(places(root, [HELD_OUT])[HELD_OUT])))
-    picture = save_figure(root / RESULTS / "hacks_episodes.png", [_figure_row(odd, source, turns) for odd in chosen])
-    return [*files, picture]
+    return [*write_result(root, result), *draw_episodes(root, "hacks", [_shown(odd, turns) for odd in choose(drawn)])]
 
 
 def choose(found: Sequence[Odd]) -> list[Odd]:
@@ -161,14 +149,11 @@ def _share(values: list[list[float]]) -> Estimate:
     return estimate(np.array([row[:length] for row in values]))
 
 
-def _figure_row(odd: Odd, source: SceneSource, turns: int) -> FigureRow:
-    scene = source.load(odd.episode.scene_id)
-    shown = episode_record(odd.episode, with_tokens=False)["turns"][:turns]
-    kept = [shown[0], shown[-1]] if len(shown) > 1 else shown
+def _shown(odd: Odd, turns: int) -> Shown:
+    last = min(turns, len(odd.episode.turns)) - 1
     worst, name = odd.oddness.most
     values = {"jerk": f"jerk {odd.oddness.jerk * JERK:.0f} m/s³", "stands": "stands",
               "far": f"ADE {odd.oddness.far * FAR:.1f} m"}
-    score = 100.0 * kept[-1]["scores"]["PDMS"]
-    title = (f"{scene.kind.replace('_', ' ')}, {scene.command}, seed {odd.seed}: PDMS {score:.0f}, {values[name]}"
-             f"{'' if worst > 1.0 else ' (not counted)'}")
-    return FigureRow(excerpt_of(scene), source.image(scene.scene_id), kept, title)
+    score = 100.0 * odd.episode.turns[last].pdm_score
+    return Shown(odd.seed, odd.episode, sorted({0, last}),
+                 f"PDMS {score:.0f}, {values[name]}{'' if worst > 1.0 else ' (not counted)'}")

@@ -23,6 +23,8 @@ from nemo_mtdrive.reproduce.intervals import Estimate
 from nemo_mtdrive.reproduce.learning import estimators, learning
 from nemo_mtdrive.reproduce.page import budget_markdown, gates_markdown, write_page
 from nemo_mtdrive.reproduce.recipe import RECIPES, Recipe, load_recipe
+from nemo_mtdrive.reproduce.repairs import COUNTS, count, repairs
+from nemo_mtdrive.reproduce.repairs import choose as choose_repairs
 from nemo_mtdrive.reproduce.results import Row, read_result, write_result
 from nemo_mtdrive.reproduce.stages import named, places
 from nemo_mtdrive.reproduce.tables import mock, pictures, size, table1, table2, table3, turns
@@ -250,6 +252,31 @@ def test_hacks_count_and_choose(root: Path, recipe: Recipe) -> None:
     result = read_result(root, "hacks")
     assert result is not None
     assert column(result.rows, "well paid") == [50.0, 100.0] and column(result.rows, "any sign") == [0.0, 50.0]
+
+
+def test_repairs_are_counted_answer_by_answer(root: Path, recipe: Recipe) -> None:
+    """Off the road, unreadable, a collision, clean: what follows an answer is held against it, in its own episode."""
+    generate_scenes(2, 40, places(root, ["scenes_held_out"])["scenes_held_out"], 56, 28, {}, 1, lambda count: None)
+    one, other = "p0000040", "p0000041"
+    long = episode(one, turn(0, 0.0, dac=0.0), turn(1, None), turn(2, 0.0, nc=0.0), turn(3, 0.9))
+    kept = episode(other, turn(0, 0.0, dac=0.0), turn(1, 0.0, dac=0.0), turn(2, 0.0, dac=0.0, nc=0.0))
+    assert COUNTS == ("scenes", "first", "had", "repaired", "free", "made", "last")
+    assert list(count(long, "DAC", 6).values()) == [1, 1, 1, 0, 1, 0, 0]
+    assert list(count(long, "NC", 6).values()) == [1, 0, 1, 1, 1, 0, 0]
+    assert list(count(long, "read", 6).values()) == [1, 0, 1, 1, 2, 1, 0]
+    assert list(count(kept, "NC", 6).values()) == [1, 0, 0, 0, 2, 1, 1]
+    assert count(long, "DAC", 1)["last"] == 1, "at most one turn"
+    for model in ("sft_multi", "rl_model"):
+        for seed in SEEDS:
+            write_row(root, named(f"eval_{model}", seed), "model_oracle", [long, kept])
+    assert [(shown.episode.scene_id, shown.turns, shown.remark) for shown in choose_repairs([(1, kept), (1, long)], 6)] == [
+        (one, [0, 1, 3], "off the road, repaired, PDMS 90"), (other, [0, 1, 2], "off the road, not repaired, PDMS 0")]
+    files = repairs(root, recipe, SEEDS)
+    assert files[-1].name == "repairs_episodes.png" and files[-1].read_bytes().startswith(b"\x89PNG")
+    result = read_result(root, "repairs")
+    assert result is not None and [row.names for row in result.rows][1] == ["SFT", "off the road"]
+    of_road = result.rows[1].cells
+    assert [column([result.rows[1]], name)[0] for name in of_road] == [100.0, 0.0, 0.0, 50.0], "0 of 3, 0 of 1"
 
 
 def test_check_of_nothing_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
