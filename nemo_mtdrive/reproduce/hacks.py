@@ -146,7 +146,7 @@ def _heading(name: str) -> str:
 
 def _share(values: list[list[float]]) -> Estimate:
     length = min(map(len, values))
-    return estimate(np.array([row[:length] for row in values]))
+    return estimate(np.array([row[:length] for row in values])).within(0.0, 100.0)
 
 
 def _shown(odd: Odd, turns: int) -> Shown:

@@ -12,7 +12,7 @@ scenes alone and says nothing about other trainings.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -28,6 +28,10 @@ class Estimate:
 
     value: float | None
     ci95: tuple[float, float] | None
+
+    def within(self, low: float, high: float) -> Estimate:
+        """Of what cannot be below `low` or above `high`, as a share: the ends of its interval neither."""
+        return replace(self, ci95=self.ci95 and (max(low, self.ci95[0]), min(high, self.ci95[1])))
 
 
 def estimate(values: Array, *, draws: int = DRAWS, seed: int = SEED) -> Estimate:

@@ -66,7 +66,8 @@ def cells(counted: Sequence[Sequence[Mapping[str, int]]]) -> dict[str, Estimate 
     """The table's columns from the counts by seed and scene."""
     sums: dict[str, Array] = {name: np.array([[float(one[name]) for one in row] for row in counted]) for name in COUNTS}
     parts = (("first", "scenes"), ("repaired", "had"), ("made", "free"), ("last", "scenes"))
-    return {column: ratio(100.0 * sums[part], sums[whole]) for column, (part, whole) in zip(COLUMNS, parts, strict=True)}
+    return {column: ratio(100.0 * sums[part], sums[whole]).within(0.0, 100.0)
+            for column, (part, whole) in zip(COLUMNS, parts, strict=True)}
 
 
 def choose(played: Sequence[tuple[int, Episode]], turns: int) -> list[Shown]:

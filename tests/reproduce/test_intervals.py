@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from nemo_mtdrive.reproduce.intervals import drawn_means, estimate, ratio
+from nemo_mtdrive.reproduce.intervals import Estimate, drawn_means, estimate, ratio
 
 
 def test_scenes_of_one_seed_as_the_normal_approximation_has_it() -> None:
@@ -66,3 +66,9 @@ def test_a_constant_ratio_has_no_spread() -> None:
     above = below.copy()
     above[0, 0] = np.nan
     assert ratio(above, below).value == pytest.approx(1.0), "a pair counts where both are known"
+
+
+def test_shares_stay_shares() -> None:
+    assert Estimate(91.0, (75.0, 107.0)).within(0.0, 100.0) == Estimate(91.0, (75.0, 100.0))
+    assert Estimate(0.1, (-0.2, 0.4)).within(0.0, 100.0).ci95 == (0.0, 0.4)
+    assert Estimate(1.0, None).within(0.0, 1.0) == Estimate(1.0, None)
