@@ -63,6 +63,8 @@ class _Worker:
     headway: float = 0.0
     """When it last got anywhere, on the pool's own clock."""
     doing: str = "starting"
+    loss: str = ""
+    """Why the one of its name before it was lost, until it is ready; a process that dies still says what it does."""
 
 
 class WorkerPool:
@@ -174,7 +176,8 @@ class WorkerPool:
 
     def status(self) -> dict[str, str]:
         """What each worker does, in a few words."""
-        return {name: worker.doing for name, worker in self._workers.items()}
+        return {name: worker.doing + (f"; lost before, as it {worker.loss}" if worker.loss else "")
+                for name, worker in self._workers.items()}
 
     def stop(self, timeout_s: float) -> None:
         """Ask all workers to end and close the socket; workers that are gone are passed over."""
@@ -201,6 +204,7 @@ class WorkerPool:
                 self._lose(name, "was started again")
             worker = self._workers[name]
             worker.ready, worker.pid, worker.headway, worker.doing = True, message["pid"], self._clock, "idle"
+            worker.loss = ""
             if self._manifests:
                 self._send_weights(name, max(self._manifests))
             return True
@@ -225,7 +229,7 @@ class WorkerPool:
 
     def _lose(self, name: str, reason: str) -> None:
         """Forget a worker until one of its name is ready, and take back what it had in hand."""
-        pid, self._workers[name] = self._workers[name].pid, _Worker(seen=time.monotonic(), doing=f"lost: it {reason}")
+        pid, self._workers[name] = self._workers[name].pid, _Worker(seen=time.monotonic(), loss=reason)
         self.lost += 1
         self._on_lost(name, pid, reason)
         self.replayed_groups += self._shares.take_back(name)

@@ -127,10 +127,11 @@ def test_a_worker_that_cannot_start_says_why(workers):
     assert pool.poll_until_lost() == ("w0", process.pid, "failed: FileNotFoundError: no config.json")
     assert process.wait(30) == 1
     assert "Traceback" in workers.said("w0")
-    with pytest.raises(WorkerLost, match=r"rollout worker w0 was not ready within 0\.5 s \(it is lost: it failed: FileNotF"):
+    with pytest.raises(WorkerLost, match=r"w0 was not ready within 0\.5 s .it is starting; lost before, as it failed: File"):
         pool.wait_ready(0.5)
     workers.start("w0")
     pool.wait_ready(START_S)
+    assert pool.status()["w0"] == "idle"
     pool.stop(0.1)
 
 
