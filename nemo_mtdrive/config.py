@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from nemo_mtdrive.config_checks import ConfigError, check, refuse_sizes
+from nemo_mtdrive.config_checks import ConfigError, check, refuse_greedy, refuse_sizes
 from nemo_mtdrive.config_rollout import RolloutConfig
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
@@ -369,6 +369,7 @@ def load_config(name: str, overrides: Sequence[str], config_dir: Path = CONF_DIR
     assert isinstance(config, Config)
     refuse_sizes(config, overrides)
     check(config)
+    refuse_greedy(config)
     return config
 
 

@@ -84,6 +84,16 @@ def refuse_sizes(config: Config, overrides: Sequence[str]) -> None:
                           f"leave {asked[0]} out, or start a new model: model.init_from=")
 
 
+def refuse_greedy(config: Config) -> None:
+    """Of a run that trains: its groups are draws, and it learns softmax(logits / temperature).
+
+    Raises:
+        ConfigError: no temperature. Evaluation takes 0, which is greedy.
+    """
+    if config.rollout.temperature == 0.0:
+        raise ConfigError("rollout.temperature=0.0: set it to a positive number; only `nemo-mtdrive evaluate` takes 0, greedy")
+
+
 def _check_heads(config: Config) -> None:
     model = config.model
     if model.init_from:
@@ -210,7 +220,7 @@ CHOICES = {
 
 MAY_BE_ZERO = frozenset((
     "seed", "scenes.seed", "scenes.difficulty", "environment.port", "environment.retries", "environment.max_restarts",
-    "rollout.max_restarts", "max_restarts", "reward.pdm_weight",
+    "rollout.max_restarts", "rollout.temperature", "max_restarts", "reward.pdm_weight",
     "reward.format_weight", "reward.progressive_weight", "sft.warmup_steps", "sft.weight_decay", "sft.seed",
     "pretraining.warmup_steps", "pretraining.weight_decay", "pretraining.ground_weight",
     "sft_data.mock_share", "sft_data.seed",

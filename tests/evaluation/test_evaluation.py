@@ -233,6 +233,7 @@ def test_sampling_is_that_of_the_models_run(tmp_path: Path) -> None:
                 run / "config.yaml")
     assert sampling_config(checkpoint, []).rollout.temperature == 0.25
     assert sampling_config(run, ["rollout.max_turns=10"]).rollout == replace(SAMPLING, temperature=0.25, max_turns=10)
+    assert sampling_config(run, ["rollout.temperature=0"]).rollout.temperature == 0.0, "greedy"
     assert sampling_config(tmp_path, []).rollout == RolloutConfig()
     for wrong, words in (("rollout.turns=3", "turns"), ("mtgrpo.steps=3", "set keys of rollout, reward, agent"),
                          ("rollout.max_turns=many", "many"), ("rollout.max_turns=0", "set it to a positive number")):
