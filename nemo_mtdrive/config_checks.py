@@ -91,7 +91,7 @@ def refuse_greedy(config: Config) -> None:
         ConfigError: no temperature. Evaluation takes 0, which is greedy.
     """
     if config.rollout.temperature == 0.0:
-        raise ConfigError("rollout.temperature=0.0: set it to a positive number; only `nemo-mtdrive evaluate` takes 0, greedy")
+        raise ConfigError("rollout.temperature=0.0: set it to a positive number; `nemo-mtdrive evaluate` alone takes 0")
 
 
 def _check_heads(config: Config) -> None:
