@@ -235,7 +235,7 @@ def _rl(recipe: Recipe, name: str, seed: int, start: str, steps: int, needs: tup
     prompts, group = rl_batch(recipe)
     command = _training(recipe, "rl", seed if run_seed is None else run_seed,
                         f"model.init_from={{{trained}}}/checkpoints/latest", "sft.stages=[]", f"mtgrpo.steps={steps}",
-                        f"rollout.max_turns={recipe.rl.turns}", *recipe.rl.set, *values)
+                        f"rollout.max_turns={recipe.rl.turns}", *recipe.play, *recipe.rl.set, *values)
     return Stage(named(name, seed), (command,), (TRAIN, trained, *needs), recipe.config,
                  recipe.costs.start + steps * prompts * group * recipe.costs.rl_episode,
                  (*TRAINING_RECORDS, "metrics.jsonl", *(("rollouts/train-*.jsonl",) if name == RL_MODEL else ())))
@@ -245,7 +245,8 @@ def _evaluation(recipe: Recipe, model: str, seed: int, *, turns: int, kinematic:
     trained = named(model, seed)
     feedback = ("oracle", "kinematic") if kinematic else ("oracle",)
     command = ("nemo-mtdrive", "evaluate", "--model", f"model={{{trained}}}", "--feedback", *feedback, "--scenes",
-               f"{{{HELD_OUT}}}", "--turns", str(turns), "--seed", str(seed), "--record", "0", "--out", "{out}")
+               f"{{{HELD_OUT}}}", "--turns", str(turns), "--seed", str(seed), "--record", "0", "--out", "{out}",
+               *recipe.play)
     return Stage(named(f"eval_{model}", seed), (command,), (HELD_OUT, trained),
                  cpu_s=recipe.scenes.held_out * len(feedback) * min(turns, USUAL_TURNS) * recipe.costs.answer,
                  records=EVALUATION_RECORDS)
@@ -254,7 +255,8 @@ def _evaluation(recipe: Recipe, model: str, seed: int, *, turns: int, kinematic:
 def _pictures(recipe: Recipe, model: str, seed: int) -> Stage:
     trained = named(model, seed)
     command = ("nemo-mtdrive", "evaluate", "--model", f"model={{{trained}}}", "--scenes", f"{{{HELD_OUT}}}", "--turns", "1",
-               "--seed", str(seed), "--shuffle-images", str(recipe.pictures.seed), "--record", "0", "--out", "{out}")
+               "--seed", str(seed), "--shuffle-images", str(recipe.pictures.seed), "--record", "0", "--out", "{out}",
+               *recipe.play)
     return Stage(named(f"pictures_{model}", seed), (command,), (HELD_OUT, trained),
                  cpu_s=2 * recipe.scenes.held_out * recipe.costs.answer, records=EVALUATION_RECORDS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -167,6 +168,9 @@ class Recipe:
     scenes: Scenes = field(default_factory=Scenes)
     data: Data = field(default_factory=Data)
     vision: Vision = field(default_factory=Vision)
+    play: list[str] = field(default_factory=list)
+    """Further KEY=VALUE of `rollout`, for RL's rollouts and every evaluation alike (Section 4.1: the same sampling in both);
+    SFT data is played as the config says."""
     sft: dict[str, SFT] = field(default_factory=dict)
     """Row -> how; `single`, `one_stage` and `multi` are there."""
     rl: RL = field(default_factory=RL)
@@ -217,6 +221,8 @@ def check_recipe(recipe: Recipe, path: Path) -> None:
     if recipe.sft[SINGLE].data != "single" or recipe.sft[BOOTSTRAP].data == "multi_turn":
         raise ConfigError(f"--recipe {path}: sft.single must learn from single, sft.one_stage from single or two_turn: "
                           "the data of more turns is made with them")
+    if others := [item for item in recipe.play if not re.match(r"rollout\.\w+=", item)]:
+        raise ConfigError(f"--recipe {path}: play: {', '.join(others)}: set keys of rollout, as rollout.temperature=0.5")
     if MODEL_ESTIMATOR not in recipe.rl.estimators:
         raise ConfigError(f"--recipe {path}: rl.estimators: set {MODEL_ESTIMATOR} among them, it is the model's")
     if recipe.rl.steps < 1 or recipe.rl.more < 1:

@@ -76,6 +76,15 @@ def test_the_model_goes_on_from_table_3_on_other_scenes(recipe: Recipe) -> None:
     assert "seed=2" in first and "seed=102" in second and f"mtgrpo.steps={recipe.rl.more}" in second
 
 
+def test_rollouts_and_evaluations_sample_alike(recipe: Recipe) -> None:
+    cooler = whole_graph(replace(recipe, play=["rollout.temperature=0.5"]), SEEDS)
+    told = {name for name, stage in cooler.items() if "rollout.temperature=0.5" in stage.commands[0]}
+    plays = {name for name in cooler if name.startswith(("rl_", "eval_", "pictures_"))}
+    assert told == plays - {"rl_set", "eval_drivers"}
+    before, after = hashes(whole_graph(replace(recipe, play=[]), SEEDS)), hashes(cooler)
+    assert {name for name in before if before[name] != after[name]} == told | {"model"}, "SFT and its data stay"
+
+
 def test_a_value_changes_the_hash_of_what_stands_on_it(recipe: Recipe) -> None:
     before = hashes(whole_graph(recipe, SEEDS))
     changed = hashes(whole_graph(replace(recipe, rl=replace(recipe.rl, steps=recipe.rl.steps + 1)), SEEDS))
@@ -194,6 +203,7 @@ def test_a_common_start_is_a_stage_when_it_has_steps(recipe: Recipe) -> None:
     ({"sft": {"single": {"stages": []}}}, "set one or more"),
     ({"mock": {"stages": [{"steps": 3, "kinds": {"dreams": 1}}]}}, "dreams: set kinds of single_turn"),
     ({"sft": {"single": {"data": "two_turn"}}}, "must learn from single"),
+    ({"play": ["temperature=0.5"]}, "temperature=0.5: set keys of rollout, as rollout.temperature=0.5"),
 ])
 def test_recipes_that_cannot_be_made(changed: dict[str, object], words: str, tmp_path: Path) -> None:
     OmegaConf.save(OmegaConf.merge(OmegaConf.load(RECIPES / "recipe.yaml"), changed), tmp_path / "recipe.yaml")
