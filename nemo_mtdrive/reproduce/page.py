@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nemo_mtdrive.config import ConfigError
 from nemo_mtdrive.reproduce.gates import Gate
@@ -68,14 +69,23 @@ def provenance(result: Result) -> str:
     words = [f"{seeds}, {result.scenes:,} held-out scenes; 95% intervals of {spread}."]
     made = result.made_of
     if made:
-        scenes, sft, rl = made["recipe"]["scenes"], made["recipe"]["sft"], made["recipe"]["rl"]
-        steps = ", ".join(f"{name} {' + '.join(str(stage['steps']) for stage in row['stages'])}"
-                          for name, row in sft.items())
-        words.append(f"{scenes['train']:,} training scenes; SFT steps: {steps}; RL steps: {rl['steps']}, of the "
-                     f"model {rl['more']} more.")
+        words.append(f"{made['recipe']['scenes']['train']:,} training scenes; {_steps(result.what, made['recipe'])}.")
         code = f" with the code of {', '.join(made['code'])}" if made["code"] else ""
         words.append(f"{made['cpu_seconds'] / 3600:.1f} CPU hours in {made['stages']} stages{code}.")
     return " ".join(words)
+
+
+def _steps(what: str, recipe: Mapping[str, Any]) -> str:
+    """Of the trainings that a result shows."""
+    def of(stages: Sequence[Mapping[str, Any]]) -> str:
+        return " + ".join(str(stage["steps"]) for stage in stages)
+
+    if what == "mock":
+        return f"SFT steps: {of(recipe['mock']['stages'])}"
+    if what == "size":
+        return f"RL steps: {recipe['size']['steps']}"
+    sft = ", ".join(f"{name} {of(row['stages'])}" for name, row in recipe["sft"].items())
+    return f"SFT steps: {sft}; RL steps: {recipe['rl']['steps']}, of the model {recipe['rl']['more']} more"
 
 
 def absent(name: str) -> str:

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from nemo_mtdrive.reproduce.graph import mock_name, size_name
 from nemo_mtdrive.reproduce.hacks import FAR, JERK, choose, hacks, oddness, well_paid
 from nemo_mtdrive.reproduce.intervals import Estimate
 from nemo_mtdrive.reproduce.learning import estimators, learning
-from nemo_mtdrive.reproduce.page import budget_markdown, gates_markdown, write_page
+from nemo_mtdrive.reproduce.page import budget_markdown, gates_markdown, provenance, write_page
 from nemo_mtdrive.reproduce.recipe import RECIPES, Recipe, load_recipe
 from nemo_mtdrive.reproduce.repairs import COUNTS, count, repairs
 from nemo_mtdrive.reproduce.repairs import choose as choose_repairs
@@ -213,6 +214,14 @@ def test_the_page_is_filled_between_its_marks(root: Path, recipe: Recipe, tmp_pa
     assert "| all | 115 | 2.0 | 3 |" in first
     write_page(root, page, {"budget": budget})
     assert page.read_text() == first
+
+
+def test_the_page_says_of_how_many_steps_a_result_is(root: Path, recipe: Recipe) -> None:
+    made = {"recipe": asdict(recipe), "cpu_seconds": 3600, "stages": 3, "code": ["abc"]}
+    table = table2(root, recipe, SEEDS)
+    said = {what: provenance(replace(table, what=what, made_of=made)) for what in ("table2", "mock", "size")}
+    assert "SFT steps: single 350, two_stage 350 + 175," in said["table2"] and "of the model 160 more." in said["table2"]
+    assert "SFT steps: 200. 1.0 CPU hours" in said["mock"] and "RL steps: 60. 1.0 CPU hours" in said["size"]
     (tmp_path / "plain.md").write_text("nothing")
     with pytest.raises(ConfigError, match="no block"):
         write_page(root, tmp_path / "plain.md", {})
