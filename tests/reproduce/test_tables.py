@@ -214,6 +214,11 @@ def test_the_page_is_filled_between_its_marks(root: Path, recipe: Recipe, tmp_pa
     assert "| all | 115 | 2.0 | 3 |" in first
     write_page(root, page, {"budget": budget})
     assert page.read_text() == first
+    (tmp_path / "plain.md").write_text("nothing")
+    with pytest.raises(ConfigError, match="no block"):
+        write_page(root, tmp_path / "plain.md", {})
+    with pytest.raises(ConfigError, match="no such file"):
+        write_page(root, tmp_path / "none.md", {})
 
 
 def test_the_page_says_of_how_many_steps_a_result_is(root: Path, recipe: Recipe) -> None:
@@ -222,11 +227,6 @@ def test_the_page_says_of_how_many_steps_a_result_is(root: Path, recipe: Recipe)
     said = {what: provenance(replace(table, what=what, made_of=made)) for what in ("table2", "mock", "size")}
     assert "SFT steps: single 350, two_stage 350 + 175," in said["table2"] and "of the model 160 more." in said["table2"]
     assert "SFT steps: 200. 1.0 CPU hours" in said["mock"] and "RL steps: 60. 1.0 CPU hours" in said["size"]
-    (tmp_path / "plain.md").write_text("nothing")
-    with pytest.raises(ConfigError, match="no block"):
-        write_page(root, tmp_path / "plain.md", {})
-    with pytest.raises(ConfigError, match="no such file"):
-        write_page(root, tmp_path / "none.md", {})
 
 
 def test_gates_as_a_table() -> None:
