@@ -88,10 +88,10 @@ def refuse_greedy(config: Config) -> None:
     """Of a run that trains: its groups are draws, and it learns softmax(logits / temperature).
 
     Raises:
-        ConfigError: no temperature. Evaluation takes 0, which is greedy.
+        ConfigError: no temperature. What plays and does not train (`evaluate`, `label`, `curate`) takes 0, which is greedy.
     """
     if config.rollout.temperature == 0.0:
-        raise ConfigError("rollout.temperature=0.0: set it to a positive number; `nemo-mtdrive evaluate` alone takes 0")
+        raise ConfigError("rollout.temperature=0.0: set it to a positive number; 0, greedy, is for playing alone")
 
 
 def _check_heads(config: Config) -> None:

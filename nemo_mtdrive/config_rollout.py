@@ -39,7 +39,7 @@ class RolloutConfig:
     max_running: int = 256
     """Most episodes that a worker runs at once; bounds the engine's memory."""
     temperature: float = 1.0
-    """Of sampling; the policy that is trained and scored is softmax(logits / temperature). Evaluation takes 0: greedy."""
+    """Of sampling; the policy that is trained and scored is softmax(logits / temperature). 0 is greedy, to play."""
     dtype: str = "bfloat16"
     threads: int = 2
     """CPU threads of one worker."""

@@ -225,8 +225,11 @@ def test_the_page_says_of_how_many_steps_a_result_is(root: Path, recipe: Recipe)
     made = {"recipe": asdict(recipe), "cpu_seconds": 3600, "stages": 3, "code": ["abc"]}
     table = table2(root, recipe, SEEDS)
     said = {what: provenance(replace(table, what=what, made_of=made)) for what in ("table2", "mock", "size")}
-    assert "SFT steps: single 350, two_stage 350 + 175," in said["table2"] and "of the model 160 more." in said["table2"]
-    assert "SFT steps: 200. 1.0 CPU hours" in said["mock"] and "RL steps: 60. 1.0 CPU hours" in said["size"]
+    stages = recipe.sft["two_stage"].stages
+    assert f", two_stage {stages[0].steps} + {stages[1].steps}, " in said["table2"]
+    assert f"; RL steps: {recipe.rl.steps}, of the model {recipe.rl.more} more. 1.0 CPU hours" in said["table2"]
+    assert f"; SFT steps: {recipe.mock.stages[0].steps}. 1.0 CPU hours" in said["mock"]
+    assert f"; RL steps: {recipe.size.steps}. 1.0 CPU hours" in said["size"]
 
 
 def test_gates_as_a_table() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,7 +128,8 @@ def test_a_worker_that_cannot_start_says_why(workers):
     assert pool.poll_until_lost() == ("w0", process.pid, "failed: FileNotFoundError: no config.json")
     assert process.wait(30) == 1
     assert "Traceback" in workers.said("w0")
-    with pytest.raises(WorkerLost, match=r"w0 was not ready within 0\.5 s .it is starting; lost before, as it failed: File"):
+    said = "rollout worker w0 was not ready within 0.5 s (it is starting; lost before, as it failed: FileNotFoundError"
+    with pytest.raises(WorkerLost, match=re.escape(said)):
         pool.wait_ready(0.5)
     workers.start("w0")
     pool.wait_ready(START_S)
