@@ -8,6 +8,7 @@ One msgpack map a message, in one ZeroMQ frame. A message of another schema, typ
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -45,6 +46,17 @@ _TASK_FIELDS = {
     "purpose": str,
     "slot": int,
 }
+
+
+def new_identity(name: str) -> bytes:
+    """A new identity for the connection of a worker: of this process alone, so that nothing that is sent to the worker
+    before it can reach it."""
+    return f"{name}/{secrets.token_hex(8)}".encode()
+
+
+def name_of(identity: bytes) -> str:
+    """The name of the worker that has this identity."""
+    return identity.decode(errors="replace").partition("/")[0]
 
 
 class ControlError(ValueError):

@@ -66,7 +66,7 @@ class ControlLink:
         outbox = context.socket(zmq.PAIR)
         outbox.connect(inner)
         trainer = context.socket(zmq.DEALER)
-        trainer.setsockopt(zmq.IDENTITY, self._name.encode())
+        trainer.setsockopt(zmq.IDENTITY, control.new_identity(self._name))
         trainer.setsockopt(zmq.MAXMSGSIZE, control.LARGEST_MESSAGE)
         trainer.setsockopt(zmq.HEARTBEAT_IVL, 5000)  # a trainer whose machine vanished closes no connection
         trainer.setsockopt(zmq.HEARTBEAT_TIMEOUT, 30000)

@@ -52,6 +52,8 @@ class _Worker:
     """time.monotonic() of its last message."""
     pid: int = 0
     """Of its process; 0 before it is ready."""
+    identity: bytes = b""
+    """Of its connection; that of the last one of its name that was heard, before it is ready."""
     ready: bool = False
     unreachable_since: float | None = None
     version: int = -1
@@ -86,7 +88,7 @@ class WorkerPool:
             raise ValueError(f"workers={list(workers)}: give at least one name, each once")
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a worker that is gone is an error, not silence
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a worker that was started again takes over its name
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # one that connects anew keeps its identity
         self._socket.setsockopt(zmq.MAXMSGSIZE, control.LARGEST_MESSAGE)
         self._socket.setsockopt(zmq.LINGER, 1000)
         secure_server(self._socket, keys)
@@ -164,11 +166,11 @@ class WorkerPool:
         while self._socket.poll(wait_ms):
             wait_ms = 0
             identity, frame = self._receive()
-            name = identity.decode(errors="replace")
+            name = control.name_of(identity)
             message = control.decode(frame)
             if name not in self._workers:
                 raise ControlError(f"got {message.type} from {name!r}: the workers are {', '.join(self._workers)}")
-            if self._take(name, message) and message.type != "heartbeat":
+            if self._take(name, identity, message) and message.type != "heartbeat":
                 heard.append((name, message))
         self._check_alive()
         self._hand_out()
@@ -194,15 +196,17 @@ class WorkerPool:
             raise ControlError(f"a control message of {len(frames) - 1} frames: want one")
         return frames[0], frames[1]
 
-    def _take(self, name: str, message: Message) -> bool:
-        """Note what a worker said; False for what a worker that counts as lost still says."""
+    def _take(self, name: str, identity: bytes, message: Message) -> bool:
+        """Note what a worker said; False for one that counts as lost, or is not ready while another of its name lives."""
         worker = self._workers[name]
-        worker.seen = time.monotonic()
+        if message.type == "ready" and worker.ready:
+            self._lose(name, "was started again")
+            worker = self._workers[name]
+        if worker.ready and worker.identity != identity:
+            return False
+        worker.seen, worker.identity = time.monotonic(), identity
         worker.unreachable_since = None
         if message.type == "ready":
-            if worker.ready:
-                self._lose(name, "was started again")
-            worker = self._workers[name]
             worker.ready, worker.pid, worker.headway, worker.doing = True, message["pid"], self._clock, "idle"
             worker.loss = ""
             if self._manifests:
@@ -271,7 +275,7 @@ class WorkerPool:
     def _send(self, name: str, kind: str, **fields: Any) -> bool:
         """Send a message; False when the worker is not connected, which `_check_alive` follows up."""
         try:
-            self._socket.send_multipart([name.encode(), control.encode(kind, **fields)])
+            self._socket.send_multipart([self._workers[name].identity, control.encode(kind, **fields)])
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise

@@ -208,6 +208,24 @@ def test_a_worker_that_was_replaced_unseen_has_lost_its_tasks(workers):
     pool.stop(0.1)
 
 
+def test_a_worker_gets_nothing_that_was_meant_for_the_one_before(workers):
+    """That one had the weights that these tasks want; its successor is connected, still builds its engine, and has none."""
+    pool = Pool(workers.endpoint, ["w0"])
+    first = workers.start("w0")
+    pool.wait_ready(START_S)
+    pool.load_weights(1, {}, timeout_s=60.0)
+    first.kill()
+    first.wait()
+    second = workers.start("w0", "starts-slowly")
+    while not workers.log("w0").with_suffix(".connected").exists():
+        time.sleep(0.02)
+    pool.start(tasks(2))  # nothing has said yet that the first is gone
+    finish(pool)
+    assert [(name, pid) for name, pid, _ in pool.told] == [("w0", first.pid)] and second.poll() is None
+    assert played(workers, "w0") == ids(0, 1)
+    pool.stop(0.1)
+
+
 def test_a_silent_worker_is_lost_after_the_heartbeat_limit(workers):
     pool = Pool(workers.endpoint, ["w0"], heartbeat_s=2.0)
     process = workers.start("w0")

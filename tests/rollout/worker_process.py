@@ -23,6 +23,10 @@ def open_parts(log: Path, mode: str) -> WorkerParts:
     tokenizer = Tokenizer.load(TINY_TOKENIZER)
     engine = ScriptedEngine(tokenizer, version=None)
     environment = ScriptedEnvironment({f"s{i}": 1 + i % 3 for i in range(20)}, max_turns=4)
+    if mode == "starts-slowly":
+        time.sleep(1.0)  # connected by then
+        log.with_suffix(".connected").touch()
+        time.sleep(2.0)
     if mode == "slow":
         engine.say = lambda name, seed: time.sleep(0.2) or "slow"
     elif mode == "hangs":
