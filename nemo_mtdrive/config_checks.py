@@ -66,6 +66,9 @@ def check(config: Config) -> None:
         raise ConfigError(f"model.init_from={start!r}: no config.json there; set it to a Qwen2.5-VL directory")
     _check_agent(config.agent)
     _check_embeddings(config)
+    if config.rollout.top_p > 1:
+        raise ConfigError(f"rollout.top_p={config.rollout.top_p:g}: set it up to 1, the share of the mass that is drawn "
+                          "from; 1 draws from all")
     _check_engine(config.rollout)
     _check_sft(config.sft)
     _check_sft_data(config.sft_data)

@@ -47,6 +47,8 @@ def test_sizes_beside_a_model_that_has_its_own_are_refused() -> None:
         (["mtgrpo.steps=many"], "'many'"),
         (["rollout.max_turns=0"], "rollout.max_turns=0: set it to a positive number"),
         (["mtgrpo.lr_end=2"], "mtgrpo.lr_end=2.0: set it from 0 to 1"),
+        (["rollout.top_p=1.5"], "rollout.top_p=1.5: set it up to 1, the share of the mass that is drawn from; 1 draws"),
+        (["rollout.top_p=0"], "rollout.top_p=0.0: set it to a positive number"),
         (["rollout.temperature=0"], "rollout.temperature=0.0: set it to a positive number; 0, greedy, is for playing alone"),
         (["mtgrpo.lr=0"], "mtgrpo.lr=0.0: set it to a positive number"),
         (["mtgrpo.estimator=best"], "mtgrpo.estimator=best: set it to one of sequence, per_turn, cross_turn"),

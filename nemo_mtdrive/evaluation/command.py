@@ -112,7 +112,9 @@ def _play(asked: Evaluation, row: ModelRow, files: RowFiles, progress: Progress)
     if not batches:
         return
     rollout = row.play.config.rollout
-    progress.note(f"{row.label}: samples at rollout.temperature={rollout.temperature:g}, up to {rollout.max_turns} turns")
+    nucleus = f", rollout.top_p={rollout.top_p:g}" if rollout.top_p < 1 else ""
+    progress.note(f"{row.label}: samples at rollout.temperature={rollout.temperature:g}{nucleus}, up to {rollout.max_turns} "
+                  "turns")
     with progress.phase(row.label, total=len(asked.scenes.ids), unit="scenes") as bar:
         bar.advance(len(asked.scenes.ids) - sum(map(len, batches.values())))
         for number, (episodes, facts) in play_model(row.play, batches, asked.engines):

@@ -19,7 +19,7 @@ from nemo_mtdrive.rollout.model_driver import ENGINES
 
 SECTIONS = ("rollout", "reward", "agent")
 """Of a config, what an evaluation goes by."""
-_ANSWERS = ("max_turns", "max_answer_tokens", "max_context", "max_running", "temperature", "dtype")
+_ANSWERS = ("max_turns", "max_answer_tokens", "max_context", "max_running", "temperature", "top_p", "dtype")
 """Keys of `rollout` that change answers."""
 _ONE_RANK = ParallelConfig(tensor=1, data=1)
 """The checks of a whole config hold sizes of a model against it; nothing is trained here."""

@@ -54,7 +54,8 @@ class Decoding:
         self._longest = int(lengths.max())
 
     def run(
-        self, stop_token: int, forbidden: Tensor, max_new_tokens: int, temperature: float, numbers: Tensor | None
+        self, stop_token: int, forbidden: Tensor, max_new_tokens: int, temperature: float, numbers: Tensor | None,
+        top_p: float = 1.0,
     ) -> list[DecodedRow]:
         """Decode until every row has written `stop_token` or `max_new_tokens`; results in the order of the call.
 
@@ -69,7 +70,7 @@ class Decoding:
         for step in range(max_new_tokens):
             logits = self._step(running)
             draw = None if numbers is None else numbers[:, step]
-            self._token, logprobs[:, step] = sample(logits, forbidden, temperature, draw)
+            self._token, logprobs[:, step] = sample(logits, forbidden, temperature, draw, top_p)
             tokens[:, step] = self._token
             count += running
             running &= self._token != stop_token

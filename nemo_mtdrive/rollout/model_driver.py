@@ -44,7 +44,7 @@ def open_native(hf: Mapping[str, Any], tokenizer: Tokenizer, rollout: RolloutCon
     return NativeEngine(
         hf, stop_token=tokenizer.im_end, forbidden_tokens=tokenizer.forbidden_below(hf["vocab_size"]).tolist(),
         max_context=min(rollout.max_context, hf["max_position_embeddings"]), dtype=getattr(torch, rollout.dtype),
-        device=chosen, prefill_tokens=PREFILL_TOKENS)
+        device=chosen, prefill_tokens=PREFILL_TOKENS, top_p=rollout.top_p)
 
 
 ENGINES: Mapping[str, OpenEngine] = {"native": open_native, "vllm": open_vllm}

@@ -66,11 +66,13 @@ class NativeEngine:
         dtype: torch.dtype,
         device: torch.device,
         prefill_tokens: int,
+        top_p: float = 1.0,
     ) -> None:
         """An engine without weights: call `load_weights` before `generate`.
 
         `stop_token` is <|im_end|>; `forbidden_tokens` are never sampled (`Tokenizer.forbidden`); `prefill_tokens` is
-        the most tokens, padding included, that one pass over waiting tokens computes (bounds its memory).
+        the most tokens, padding included, that one pass over waiting tokens computes (bounds its memory); answers are
+        drawn from the most probable tokens that have `top_p` of the mass.
         """
         self._model = NativeModel(config, max_context, dtype, device)
         self._device = device
@@ -83,6 +85,7 @@ class NativeEngine:
         check_stop_token(stop_token, forbidden_tokens)
         self._max_context = max_context
         self._prefill_tokens = prefill_tokens
+        self._top_p = top_p
         self._cache = SlotCache(
             hf.num_hidden_layers, self._model.kv_heads, self._model.head_dim, dtype=dtype, device=device
         )
@@ -158,7 +161,7 @@ class NativeEngine:
             lengths=np.array([sequence.cached for sequence in sequences]),
             offsets=np.array([sequence.offset for sequence in sequences]),
         )
-        rows = decoding.run(self._stop_token, self._forbidden, max_new_tokens, temperature, numbers)
+        rows = decoding.run(self._stop_token, self._forbidden, max_new_tokens, temperature, numbers, self._top_p)
         answers = {}
         for name, sequence, row in zip(sequence_ids, sequences, rows, strict=True):
             # the last token of the answer is sampled but not computed yet: it waits for the next turn

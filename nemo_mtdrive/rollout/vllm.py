@@ -137,6 +137,7 @@ class VLLMEngine:
         self.counts = CacheCounts()
         self._on_cpu = set_environment(rollout, device)
         self._dtype_name = rollout.dtype
+        self._top_p = rollout.top_p
         self._directory = tempfile.TemporaryDirectory(prefix="mtdrive-vllm-")
         self._loop = _Loop()
         try:
@@ -289,8 +290,9 @@ class VLLMEngine:
         from vllm.sampling_params import RequestOutputKind
 
         settings = SamplingParams(
-            temperature=temperature, seed=seed, max_tokens=max_new_tokens, stop_token_ids=[self._stop_token],
-            ignore_eos=True, logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+            temperature=temperature, top_p=self._top_p, seed=seed, max_tokens=max_new_tokens,
+            stop_token_ids=[self._stop_token], ignore_eos=True, logprobs=0, detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY)
         self._requests += 1
         final = None
         async for output in self._llm.generate(self._input(sequence), settings, f"request-{self._requests}"):

@@ -86,6 +86,7 @@ def build_engine(
     max_context: int = 1024,
     prefill_tokens: int = 2048,
     dtype: torch.dtype = torch.float32,
+    top_p: float = 1.0,
 ) -> NativeEngine:
     engine = NativeEngine(
         config,
@@ -95,6 +96,7 @@ def build_engine(
         dtype=dtype,
         device=torch.device("cpu"),
         prefill_tokens=prefill_tokens,
+        top_p=top_p,
     )
     if weights is not None:
         engine.load_weights(weights.items(), version=0)

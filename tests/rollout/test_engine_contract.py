@@ -195,6 +195,25 @@ def test_forbidden_tokens_are_never_drawn_and_logprobs_stay_raw(engine, tokenize
             assert answer.logprobs.mean() < -10  # most of the probability lies on what is masked
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_smallest_nucleus_is_greedy_and_logprobs_stay_those_of_the_whole_softmax(name, hf, tokenizer, weights, tmp_path):
+    if name == "vllm":
+        settings = {"dtype": "float32", "max_context": CONTEXT, "max_running": 16, "top_p": 1e-6}
+        engine: Engine = RemoteEngine(tmp_path, hf, settings)
+    else:
+        engine = build_engine(hf, tokenizer, None, max_context=CONTEXT, top_p=1e-6)
+    engine.load_weights(weights(1).items(), 1)
+    prompt, image = prompt_of(tokenizer)
+    engine.add(["greedy", "drawn"], prompt, image)
+    greedy = engine.generate(["greedy"], 12, 0.0, [5])["greedy"]
+    drawn = engine.generate(["drawn"], 12, 1.0, [5])["drawn"]
+    engine.remove(["greedy", "drawn"])
+    engine.close()
+    assert drawn.tokens.tolist() == greedy.tokens.tolist()
+    np.testing.assert_allclose(drawn.logprobs, greedy.logprobs, atol=AGREE)
+    assert drawn.logprobs.mean() < -0.1  # a nucleus of one token has log-probability 0
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
 def test_an_answer_depends_on_its_seed_and_not_on_the_batch(engine, tokenizer, weights, temperature):
     engine.load_weights(weights(1).items(), 1)

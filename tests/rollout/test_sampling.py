@@ -29,6 +29,29 @@ def test_frequencies_follow_the_tempered_probabilities(temperature):
     assert stats.chisquare(counts[kept], expected[kept]).pvalue > 0.01
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(1e-6, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.97, 5), (1.0, 5)])
+def test_a_nucleus_is_the_fewest_tokens_that_have_the_mass(top_p, kept):
+    """Of 0.5, 0.3, 0.1, 0.06, 0.04 in a row and backwards in the next; drawn as often as their shares of the nucleus say."""
+    masses = torch.tensor([0.5, 0.3, 0.1, 0.06, 0.04, 0.0])
+    logits, draws = torch.stack((masses, masses.flip(0))).log(), 4000
+    numbers = torch.from_numpy(uniforms([1, 2], draws))
+    drawn = torch.stack([sample(logits, NOTHING, 1.0, numbers[:, step], top_p)[0] for step in range(draws)], 1)
+    shares = masses[:kept].double().numpy() / masses[:kept].double().sum().item()
+    for row in (drawn[0], 5 - drawn[1]):
+        counts = np.bincount(row.numpy(), minlength=6)
+        assert counts[kept:].sum() == 0
+        assert kept == 1 or stats.chisquare(counts[:kept], shares * draws).pvalue > 0.01
+
+
+def test_tokens_that_are_alike_fill_the_nucleus_in_the_order_of_their_ids_and_forbidden_ones_have_no_mass():
+    forbidden = NOTHING.clone()
+    forbidden[0] = -torch.inf
+    numbers = torch.linspace(0.0, LARGEST_UNIFORM, 50, dtype=torch.float64)
+    tokens, logprobs = sample(torch.zeros(50, 6), forbidden, 1.0, numbers, top_p=0.5)
+    assert sorted(set(tokens.tolist())) == [1, 2, 3]  # 3 of 5 have at least half
+    torch.testing.assert_close(logprobs, torch.full((50,), 1 / 6).log())  # of the whole softmax
+
+
 def test_logprobs_are_those_of_the_unmasked_model_at_the_temperature():
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     forbidden = NOTHING.clone()
