@@ -164,7 +164,8 @@ def test_it_says_how_a_model_samples(tmp_path: Path, scenes: SceneSet, tiny: Pat
     """A model that lies in no run samples by the defaults; nobody should have to guess that from its scores."""
     said = io.StringIO()
     with open_progress(said, plain_every_s=60.0) as shown:
-        evaluate(request(tmp_path, replace(scenes, ids=scenes.ids[:1]), tiny, temperature=0.25, top_p=0.9, max_turns=2), shown)
+        asked = request(tmp_path, replace(scenes, ids=scenes.ids[:1]), tiny, temperature=0.25, top_p=0.9, max_turns=2)
+        evaluate(asked, shown)
     assert "samples at rollout.temperature=0.25, rollout.top_p=0.9, up to 2 turns" in said.getvalue()
 
 
