@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from nemo_mtdrive.config import ConfigError
 from nemo_mtdrive.data.single_turn import question
 from nemo_mtdrive.driving.scene import Scene, SceneError
@@ -65,9 +67,11 @@ def _pictures(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Iterator[Gate
 
 
 def _read(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Iterator[Gate]:
-    turns = [turn for seed in seeds for episode in read_episodes(root, named(f"eval_{RL_MODEL}", seed), ORACLE)[0]
-             if episode.valid for turn in episode.turns[:recipe.rl.turns]]
-    yield gates.answers_read(sum(turn.trajectory is not None for turn in turns), len(turns))
+    played = [episode.turns[:recipe.rl.turns] for seed in seeds
+              for episode in read_episodes(root, named(f"eval_{RL_MODEL}", seed), ORACLE)[0] if episode.valid]
+    answers = [turn for turns in played for turn in turns]
+    yield gates.answers_read(sum(turn.trajectory is not None for turn in answers), len(answers))
+    yield gates.format_scored([float(np.mean([turn.format_score for turn in turns])) for turns in played])
 
 
 def _format(root: Path, recipe: Recipe, seeds: Sequence[int]) -> Iterator[Gate]:

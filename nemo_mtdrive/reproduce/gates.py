@@ -84,6 +84,14 @@ def answers_read(read: int, answers: int) -> Gate:
                 share > READ_PERCENT)
 
 
+def format_scored(scores: Sequence[float]) -> Gate:
+    """Mean format score of each episode's turns, as RL counts it (`format/mean`): every episode weighs alike, so that a
+    scene on which no answer can be read counts once and not six times."""
+    mean = 100.0 * float(np.mean(scores)) if scores else 0.0
+    return Gate("format score on held-out scenes, RL model", f"above {READ_PERCENT:g}%",
+                f"{mean:.2f}% of {len(scores)} episodes", mean > READ_PERCENT)
+
+
 def format_stays(runs: Mapping[str, Mapping[float, float]]) -> Gate:
     """Run -> RL step -> mean format score: it stays high in all steps of all runs, `TOGETHER` steps at a time."""
     found = [(100.0 * mean, f"{100.0 * mean:.2f}% in steps {first:g} to {last:g} of {name}")

@@ -114,6 +114,8 @@ def test_pictures() -> None:
 def test_answers_and_splits() -> None:
     assert gates.answers_read(991, 1000).passed and not gates.answers_read(990, 1000).passed
     assert gates.disjoint("x", ["a", "b"], ["c"]).passed
+    assert gates.format_scored([1.0] * 98 + [0.5]).passed and not gates.format_scored([1.0] * 49 + [0.5]).passed
+    assert not gates.format_scored([]).passed
     shared = gates.disjoint("x", ["a", "b"], ["b", "c"])
     assert not shared.passed and shared.found.endswith("1 in both: b")
     assert not gates.disjoint("x", ["a"], []).passed
