@@ -42,7 +42,7 @@ class RolloutConfig:
     """Of sampling; the policy that is trained and scored is softmax(logits / temperature). 0 is greedy, to play."""
     top_p: float = 1.0
     """Answers are drawn from the most probable tokens that together have this much of the mass; the policy stays the whole
-    softmax. To play: RL on a nucleus never draws the slips that it should unlearn (docs/results.md)."""
+    softmax. Below 1 the slips of a small model become rare (docs/results.md)."""
     dtype: str = "bfloat16"
     threads: int = 2
     """CPU threads of one worker."""

@@ -202,13 +202,17 @@ def test_the_smallest_nucleus_is_greedy_and_logprobs_stay_those_of_the_whole_sof
         engine: Engine = RemoteEngine(tmp_path, hf, settings)
     else:
         engine = build_engine(hf, tokenizer, None, max_context=CONTEXT, top_p=1e-6)
-    engine.load_weights(weights(1).items(), 1)
-    prompt, image = prompt_of(tokenizer)
-    engine.add(["greedy", "drawn"], prompt, image)
-    greedy = engine.generate(["greedy"], 12, 0.0, [5])["greedy"]
-    drawn = engine.generate(["drawn"], 12, 1.0, [5])["drawn"]
-    engine.remove(["greedy", "drawn"])
-    engine.close()
+    try:
+        engine.load_weights(weights(1).items(), 1)
+        prompt, image = prompt_of(tokenizer)
+        engine.add(["greedy", "drawn"], prompt, image)
+        greedy = engine.generate(["greedy"], 12, 0.0, [5])["greedy"]
+        drawn = engine.generate(["drawn"], 12, 1.0, [5])["drawn"]
+        engine.remove(["greedy", "drawn"])
+        engine.close()
+    finally:
+        if isinstance(engine, RemoteEngine):
+            engine.kill()
     assert drawn.tokens.tolist() == greedy.tokens.tolist()
     np.testing.assert_allclose(drawn.logprobs, greedy.logprobs, atol=AGREE)
     assert drawn.logprobs.mean() < -0.1  # a nucleus of one token has log-probability 0
