@@ -103,24 +103,46 @@ def _rl(options: argparse.Namespace) -> None:
 
 
 def _add_pretraining(commands: argparse._SubParsersAction) -> None:
+    goes_on = "Killed, it goes on where it was when the same command is given again."
     parser = _command(commands, "pretrain-vision", "a tiny model whose vision tower knows what roads look like, to start "
-                      "SFT from (model.init_from=OUT); prints what its pictures tell as JSON", _pretrain,
-                      "nemo-mtdrive pretrain-vision --out start scenes.source=files scenes.path=scenes")
+                      "from (model.init_from=OUT); prints what its pictures tell as JSON", _pretrain_vision,
+                      "nemo-mtdrive pretrain-vision --out seen scenes.source=files scenes.path=scenes")
     parser.description = f"""{parser.description}.
 
 The tower learns from the training scenes by regression: the human's trajectory from picture, history and command, and the
-ground ahead. The language model has random weights. Killed, it goes on where it was when the same command is given again."""
+ground ahead. The language model has random weights. {goes_on}"""
+    _add_pretraining_options(parser)
+    parser = _command(commands, "pretrain-language", "the same model, whose language knows how plans are written too, to "
+                      "start SFT from; prints its cross entropy as JSON", _pretrain_language,
+                      "nemo-mtdrive pretrain-language --out start model.init_from=seen language.steps=600")
+    parser.description = f"""{parser.description}.
+
+It reads conversations without a picture about vehicles that nobody has seen: questions, plans, feedback, other plans.
+No scene is read, and the vision tower stays as it is. {goes_on}"""
+    _add_pretraining_options(parser)
+
+
+def _add_pretraining_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="OUT", help="Hugging Face directory that is written")
     _add_config(parser, "scratch_cpu")
 
 
-def _pretrain(options: argparse.Namespace) -> None:
+def _pretrain_vision(options: argparse.Namespace) -> None:
     config = _config(options)
     from nemo_mtdrive.pretraining import pretrain_vision
     from nemo_mtdrive.telemetry.progress import open_progress
 
     with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
         print(json.dumps(pretrain_vision(config, options.out, progress)))
+
+
+def _pretrain_language(options: argparse.Namespace) -> None:
+    config = _config(options)
+    from nemo_mtdrive.pretraining import pretrain_language
+    from nemo_mtdrive.telemetry.progress import open_progress
+
+    with open_progress(sys.stderr, plain_every_s=PLAIN_EVERY_S) as progress:
+        print(json.dumps(pretrain_language(config, options.out, progress)))
 
 
 def _add_plan(commands: argparse._SubParsersAction) -> None:

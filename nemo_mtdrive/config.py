@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from nemo_mtdrive.config_checks import ConfigError, check, refuse_greedy, refuse_sizes
+from nemo_mtdrive.config_pretraining import LanguageConfig, PretrainingConfig
 from nemo_mtdrive.config_rollout import RolloutConfig
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
@@ -123,25 +124,6 @@ class ModelConfig:
     """The patch merger between the vision tower and the language model is not trained."""
     recompute: str = "none"
     """Activations that the backward pass computes again: none, selective (the MLPs' insides) or full (whole layers)."""
-
-
-@dataclass
-class PretrainingConfig:
-    """A vision tower that learns what roads look like before there is language: `nemo-mtdrive pretrain-vision`."""
-
-    steps: int = 800
-    batch_size: int = 48
-    """Pictures of a step, half of them mirrored."""
-    lr: float = 1e-3
-    """At the end of the warm-up; a cosine takes it down to a fiftieth."""
-    warmup_steps: int = 30
-    weight_decay: float = 0.02
-    ground_weight: float = 1.0
-    """Of the ground ahead, told cell by cell, beside the trajectory."""
-    save_every: int = 100
-    """Steps between two states that a killed command goes on from."""
-    measured: int = 400
-    """Held-out scenes, at most, that the report measures on."""
 
 
 @dataclass
@@ -330,6 +312,7 @@ class Config:
     reward: RewardConfig = field(default_factory=RewardConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     sft_data: SFTDataConfig = field(default_factory=SFTDataConfig)

@@ -226,6 +226,7 @@ MAY_BE_ZERO = frozenset((
     "rollout.max_restarts", "rollout.temperature", "max_restarts", "reward.pdm_weight",
     "reward.format_weight", "reward.progressive_weight", "sft.warmup_steps", "sft.weight_decay", "sft.seed",
     "pretraining.warmup_steps", "pretraining.weight_decay", "pretraining.ground_weight",
+    "language.warmup_steps", "language.weight_decay",
     "sft_data.mock_share", "sft_data.seed",
     "mtgrpo.steps", "mtgrpo.warmup_steps", "mtgrpo.lr_end",
     "mtgrpo.weight_decay", "mtgrpo.kl_coefficient", "mtgrpo.clip_grad", "mtgrpo.dual_clip",

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "nemo_mtdrive"
-BASE = {"types", "config", "config_checks", "config_rollout", "commands", "process", "image_key", "torchvision_ops",
-        "whole_file", "stations", "__init__"}
+BASE = {"types", "config", "config_checks", "config_pretraining", "config_rollout", "commands", "process", "image_key",
+        "torchvision_ops", "whole_file", "stations", "__init__"}
 
 MAY_IMPORT = {
     "types": set(),
-    "config": {"config_checks", "config_rollout"},
+    "config": {"config_checks", "config_pretraining", "config_rollout"},
     "config_checks": {"config", "config_rollout"},
+    "config_pretraining": set(),
     "config_rollout": set(),
     "commands": set(),
     "process": set(),

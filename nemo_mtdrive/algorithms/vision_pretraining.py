@@ -4,26 +4,23 @@ Next-token loss alone hardly asks a new tower for anything: after the first poin
 and the text before has speed and command. So the tower and its patch merger first learn by regression what a picture says:
 the human's trajectory from picture, history and command, and the ground ahead, cell by cell (`data.views`). The head reads
 the mean of the image tokens, normalised as the language model's first layer does it, so what it finds there one attention
-head finds as well. Head and grid are dropped afterwards; what remains is a tower, and a language model of random weights.
+head finds as well. Head and grid are dropped afterwards; what remains is a tower, and a language model of random weights
+(`language_pretraining`).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from nemo_mtdrive.algorithms.schedule import learning_rate
-from nemo_mtdrive.config import PretrainingConfig
+from nemo_mtdrive.algorithms.resumable import ResumableTraining
+from nemo_mtdrive.config_pretraining import PretrainingConfig
 from nemo_mtdrive.data.sampler import EpochSampler
 from nemo_mtdrive.data.views import COLUMNS, LAYERS, ROWS, Views
 from nemo_mtdrive.driving.scene import COMMANDS
@@ -35,8 +32,6 @@ WIDTH = 256
 """Of the head's hidden layer."""
 HISTORY_SCALE = (0.1, 1.0, 5.0)
 """Metres ahead, metres aside and radians of the past come to the head in about the same range."""
-LR_END = 0.02
-"""Of `pretraining.lr`, at the last step."""
 LEAST_SPREAD = 0.02
 """Of a coordinate of the trajectories around constant velocity [m or rad], where all are alike."""
 CODE_SCALE = 4.0
@@ -63,7 +58,7 @@ class Head(torch.nn.Module):
         return self.points(mixed).unflatten(1, (TRAJECTORY_POINTS, 3)), self.ground(code).unflatten(1, (-1, ROWS, COLUMNS))
 
 
-class VisionPretraining:
+class VisionPretraining(ResumableTraining):
     """Trains a tower on views; what a step draws depends on its number alone, so a run goes on as the same run.
 
     Args:
@@ -76,19 +71,16 @@ class VisionPretraining:
     def __init__(self, network: torch.nn.Module, hidden: int, views: Views, picture: Callable[[str], Picture],
                  settings: PretrainingConfig, seed: int) -> None:
         torch.manual_seed(seed)
-        self.step = 0
         self._network, self._views, self._picture = network, views, picture
         self._settings, self._seed = settings, seed
         self._head = Head(hidden)
         trained = {name: value for name, value in network.named_parameters() if name.startswith("vision_")}
         trained |= {f"head.{name}": value for name, value in self._head.named_parameters()}
-        self._trained = trained
-        self._device = next(iter(trained.values())).device
-        self._head.to(self._device)
-        self._optimizer = torch.optim.AdamW(trained.values(), betas=(0.9, 0.95), weight_decay=settings.weight_decay)
+        super().__init__(trained, settings.steps, settings.lr, settings.warmup_steps, settings.weight_decay)
+        self._head.to(self.device)
         self._sampler = EpochSampler(len(views.ids), seed)
         spread = (views.future - straight_on(views.speed)).std(axis=0).clip(min=LEAST_SPREAD)
-        self._spread = torch.from_numpy(spread).to(self._device)
+        self._spread = torch.from_numpy(spread).to(self.device)
 
     def train_step(self) -> float:
         """One optimizer step on the next batch, half of it mirrored; returns the loss."""
@@ -98,14 +90,7 @@ class VisionPretraining:
         predicted, logits, future, ground = self._forward(self._views, rows, rows, mirrored)
         of_points = F.smooth_l1_loss((predicted - future) / self._spread, torch.zeros_like(future), beta=0.3)
         loss = of_points + settings.ground_weight * F.binary_cross_entropy_with_logits(logits, ground)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, settings.steps, settings.lr, settings.warmup_steps, LR_END)
-        self._optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._trained.values(), 1.0)
-        self._optimizer.step()
-        self.step += 1
-        return float(loss.detach())
+        return self.update(loss)
 
     @torch.no_grad()
     def measure(self, views: Views) -> dict[str, float]:
@@ -126,30 +111,6 @@ class VisionPretraining:
         return {name: round(float(value.mean()), 4) for name, value in ades.items()} | {
             f"{name}_cells_right": round(float(right[place]), 4) for place, name in enumerate(LAYERS)}
 
-    def save(self, path: Path, request: str) -> None:
-        """Write where the training is, whole or not at all; `request` marks what was asked for."""
-        tensors = {f"weights/{name}": value.detach() for name, value in self._trained.items()}
-        for name, value in self._trained.items():
-            tensors |= {f"{kind}/{name}": self._optimizer.state[value][kind] for kind in ("exp_avg", "exp_avg_sq")}
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, str(temporary),
-                  metadata={"step": str(self.step), "request": request})
-        temporary.replace(path)
-
-    @torch.no_grad()
-    def load(self, path: Path, request: str) -> bool:
-        """Go on from there; False, and nothing done, where it was saved for another request."""
-        with safe_open(str(path), framework="pt") as file:
-            about = file.metadata()
-            if about["request"] != request:
-                return False
-            for name, value in self._trained.items():
-                value.copy_(file.get_tensor(f"weights/{name}"))
-                state = {kind: file.get_tensor(f"{kind}/{name}").to(value.device) for kind in ("exp_avg", "exp_avg_sq")}
-                self._optimizer.state[value] = {"step": torch.tensor(float(about["step"])), **state}
-        self.step = int(about["step"])
-        return True
-
     def _forward(self, views: Views, rows: NDArray[np.int64], shown: NDArray[np.int64], mirrored: NDArray[np.bool_],
                  ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Trajectories [n, 8, 3] and ground logits of `rows` with the pictures of `shown`, then the true ones."""
@@ -158,11 +119,11 @@ class VisionPretraining:
                     for picture, flip in zip(pictures, mirrored, strict=True)]
         grids = torch.tensor([grid_of(picture) for picture in pictures])
         tower: Any = self._network
-        tokens = tower.encode_images(pixel_values(pictures, self._device), grids.to(self._device)).unflatten(
+        tokens = tower.encode_images(pixel_values(pictures, self.device), grids.to(self.device)).unflatten(
             0, (len(pictures), -1))
-        history, command, future, ground = (value.to(self._device) for value in _targets(views, rows, mirrored))
+        history, command, future, ground = (value.to(self.device) for value in _targets(views, rows, mirrored))
         offsets, logits = self._head(tokens, history, command)
-        straight = torch.from_numpy(straight_on(views.speed[rows])).to(self._device)
+        straight = torch.from_numpy(straight_on(views.speed[rows])).to(self.device)
         return straight + offsets * self._spread, logits, future, ground
 
 

@@ -47,9 +47,13 @@ def image_tokens(image_grid: ImageGrid) -> int:
     return t * h * w // MERGE**2
 
 
-def open_conversation(tokenizer: Tokenizer, question: str, image_grid: ImageGrid) -> NDArray[np.int32]:
-    """[n] tokens from the start up to and including `<|im_start|>assistant\\n`: what the first answer continues."""
+def open_conversation(tokenizer: Tokenizer, question: str, image_grid: ImageGrid | None) -> NDArray[np.int32]:
+    """[n] tokens from the start up to and including `<|im_start|>assistant\\n`: what the first answer continues; with
+    `image_grid` None nothing is shown."""
     _refuse_special(tokenizer, question, "question")
+    if image_grid is None:
+        return tokenizer.encode(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
+                                "<|im_start|>assistant\n")
     pads = image_tokens(image_grid)
     head = tokenizer.encode(
         f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n<|vision_start|>")
@@ -80,9 +84,9 @@ class Conversation:
     wanted, which is what the engine continues.
     """
 
-    def __init__(self, tokenizer: Tokenizer, question: str, image_grid: ImageGrid) -> None:
+    def __init__(self, tokenizer: Tokenizer, question: str, image_grid: ImageGrid | None) -> None:
         self.tokenizer = tokenizer
-        self.image_grids: tuple[ImageGrid, ...] = (tuple(image_grid),)  # type: ignore[assignment]
+        self.image_grids: tuple[ImageGrid, ...] = () if image_grid is None else (tuple(image_grid),)  # type: ignore[assignment]
         self.spans: list[tuple[int, int]] = []
         """(start, stop) of each answer in `tokens`, the model's own `<|im_end|>` included."""
         self._tokens = open_conversation(tokenizer, question, image_grid)
@@ -172,7 +176,7 @@ class Conversation:
         self._logprobs = np.concatenate([self._logprobs, logprobs])
 
 
-def encode_dialogue(tokenizer: Tokenizer, question: str, image_grid: ImageGrid,
+def encode_dialogue(tokenizer: Tokenizer, question: str, image_grid: ImageGrid | None,
                     turns: Sequence[tuple[str, str | None]]) -> Conversation:
     """A written dialogue for SFT: (answer, feedback) pairs, the last feedback None; each answer gets its `<|im_end|>`.
 

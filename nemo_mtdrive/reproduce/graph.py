@@ -14,7 +14,9 @@ WHATS = ("model", "table1", "table2", "table3", "turns", "mock", "size")
 """What can be asked for; the order of `all`."""
 SPLIT_SEED = 7
 """Of the training scenes into those that are learned from and those for validation: of a run and its data alike."""
-TRAIN, HELD_OUT, DRIVERS, VISION, RL_SET = "scenes_train", "scenes_held_out", "eval_drivers", "vision", "rl_set"
+TRAIN, HELD_OUT, DRIVERS, RL_SET = "scenes_train", "scenes_held_out", "eval_drivers", "rl_set"
+VISION, LANGUAGE = "vision", "language"
+"""What the models start from, one after the other."""
 OTHER_SCENES = 100
 """Added to the seed of the model's second iteration, which would else draw the scenes of the first in the same order."""
 EVALUATION_RECORDS = ("*.json", "episodes/*/*")
@@ -33,6 +35,8 @@ def whole_graph(recipe: Recipe, seeds: Sequence[int]) -> Graph:
     stages = [*_scenes(recipe), _drivers(recipe), *_data(recipe, first)]
     if recipe.vision.steps:
         stages.append(_vision(recipe))
+    if recipe.language.steps:
+        stages.append(_language(recipe))
     if recipe.rl.rl_set:
         stages.append(_rl_set(recipe, first))
     stages.append(_model_directory(first))
@@ -173,7 +177,8 @@ def _stages(stages: Sequence[SFTStage]) -> str:
 
 def _start(recipe: Recipe) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Values and needs of an SFT's beginning."""
-    return ((f"model.init_from={{{VISION}}}",), (VISION,)) if recipe.vision.steps else ((), ())
+    start = LANGUAGE if recipe.language.steps else VISION
+    return ((f"model.init_from={{{start}}}",), (start,)) if recipe.vision.steps else ((), ())
 
 
 def _vision(recipe: Recipe) -> Stage:
@@ -183,6 +188,14 @@ def _vision(recipe: Recipe) -> Stage:
                *_training_scenes(recipe), f"pretraining.steps={recipe.vision.steps}", *recipe.vision.set)
     return Stage(VISION, (command,), (TRAIN,), recipe.config,
                  recipe.costs.start + recipe.vision.steps * batch * recipe.costs.vision_picture)
+
+
+def _language(recipe: Recipe) -> Stage:
+    batch = config_of(recipe.config, tuple(recipe.language.set)).language.batch_size
+    command = ("nemo-mtdrive", "pretrain-language", "--config-dir", "{conf}", "--config-name", recipe.config, "--out",
+               "{out}", f"model.init_from={{{VISION}}}", f"language.steps={recipe.language.steps}", *recipe.language.set)
+    return Stage(LANGUAGE, (command,), (VISION,), recipe.config,
+                 recipe.costs.start + recipe.language.steps * batch * recipe.costs.conversation)
 
 
 def _sft(recipe: Recipe, name: str, row: SFT, data: str, seed: int) -> Stage:

@@ -67,6 +67,16 @@ class Vision:
 
 
 @dataclass
+class Language:
+    """Its language model knows how plans are written, as a pretrained one can count."""
+
+    steps: int = 0
+    """Of `pretrain-language`, from where the tower ended; 0: the language model has random weights."""
+    set: list[str] = field(default_factory=list)
+    """Further KEY=VALUE of it."""
+
+
+@dataclass
 class Stage:
     """A stage of SFT, as `config.SFTStage` with steps alone."""
 
@@ -150,6 +160,8 @@ class Costs:
     understanding: float = 0.051
     vision_picture: float = 0.016
     """Of `pretrain-vision`."""
+    conversation: float = 0.04
+    """Of `pretrain-language`."""
     sample: dict[str, float] = field(
         default_factory=lambda: {"single_turn": 0.045, "multi_turn": 0.18, "understanding": 0.05})
     """Of SFT, by kind."""
@@ -168,6 +180,7 @@ class Recipe:
     scenes: Scenes = field(default_factory=Scenes)
     data: Data = field(default_factory=Data)
     vision: Vision = field(default_factory=Vision)
+    language: Language = field(default_factory=Language)
     play: list[str] = field(default_factory=list)
     """Further KEY=VALUE of `rollout`, for RL's rollouts and every evaluation alike (Section 4.1: the same sampling in both);
     SFT data is played as the config says."""
@@ -227,6 +240,9 @@ def check_recipe(recipe: Recipe, path: Path) -> None:
         raise ConfigError(f"--recipe {path}: rl.estimators: set {MODEL_ESTIMATOR} among them, it is the model's")
     if recipe.rl.steps < 1 or recipe.rl.more < 1:
         raise ConfigError(f"--recipe {path}: rl.steps={recipe.rl.steps}, rl.more={recipe.rl.more}: set both to 1 or more")
+    if recipe.language.steps and not recipe.vision.steps:
+        raise ConfigError(f"--recipe {path}: language.steps={recipe.language.steps}, vision.steps=0: set both, one goes "
+                          "on from the other")
     if not 0 < recipe.scenes.validation < recipe.scenes.train:
         raise ConfigError(f"--recipe {path}: scenes.validation={recipe.scenes.validation}: set it from 1 to less than "
                           f"scenes.train={recipe.scenes.train}")
@@ -247,6 +263,7 @@ def scaled(recipe: Recipe, scale: float, held_out: int | None) -> Recipe:
         scenes=replace(scenes, validation=validation, held_out=held_out or times(scenes.held_out, LEAST_SCENES),
                        train=max(times(scenes.train), validation + LEAST_SCENES)),
         vision=replace(recipe.vision, steps=times(recipe.vision.steps)),
+        language=replace(recipe.language, steps=times(recipe.language.steps)),
         sft={name: replace(row, stages=stages(row.stages)) for name, row in recipe.sft.items()},
         mock=replace(recipe.mock, stages=stages(recipe.mock.stages)),
         rl=replace(recipe.rl, steps=times(recipe.rl.steps), more=times(recipe.rl.more)),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nemo_mtdrive.algorithms.vision_pretraining import VisionPretraining, straight_on
-from nemo_mtdrive.config import PretrainingConfig
+from nemo_mtdrive.config_pretraining import PretrainingConfig
 from nemo_mtdrive.data.views import COLUMNS, ROWS, Views
 
 HIDDEN = 16

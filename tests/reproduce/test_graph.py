@@ -132,10 +132,10 @@ def test_every_command_is_one_of_the_project(recipe: Recipe, tmp_path: Path) -> 
                 assert Path(words[0]).is_file()
                 continue
             options = _parser().parse_args(words)
-            if words[0] in ("sft", "rl", "pretrain-vision"):
+            if words[0] in ("sft", "rl", "pretrain-vision", "pretrain-language"):
                 config = load_config(options.config_name, options.overrides, options.config_dir)
                 assert isinstance(config, Config)
-                assert name == "vision" or config.run_dir == str(root / "stages" / name / "out")
+                assert name in ("vision", "language") or config.run_dir == str(root / "stages" / name / "out")
                 assert config.seed == (101 if name == "rl_model-s1" else 1)
                 assert config.scenes.image_width == recipe.scenes.width and config.scenes.path == str(
                     root / "stages" / TRAIN / "out")
@@ -153,7 +153,7 @@ def test_training_and_held_out_scenes_have_no_seed_in_common(recipe: Recipe) -> 
         assert len(sets[TRAIN]) == at.scenes.train and len(sets[HELD_OUT]) == at.scenes.held_out
         assert not sets[TRAIN] & sets[HELD_OUT]
         for stage in graph.values():  # nothing that learns reads a held-out scene
-            learns = stage.name.startswith(("data_", "sft_", "rl_", "vision"))
+            learns = stage.name.startswith(("data_", "sft_", "rl_", "vision", "language"))
             assert not (learns and HELD_OUT in stage.needs)
             assert not (stage.name.startswith(("eval_", "pictures_")) and TRAIN in stage.needs)
 
@@ -186,17 +186,23 @@ def test_scaling(recipe: Recipe) -> None:
 
 
 def test_a_common_start_is_a_stage_when_it_has_steps(recipe: Recipe) -> None:
-    with_start, without = (whole_graph(replace(recipe, vision=replace(recipe.vision, steps=steps)), SEEDS)
-                           for steps in (10, 0))
+    with_start, without = (whole_graph(replace(recipe, vision=replace(recipe.vision, steps=steps),
+                                               language=replace(recipe.language, steps=0)), SEEDS) for steps in (10, 0))
     assert "vision" in with_start["sft_single-s2"].needs and "vision" in with_start["sft_mock_50-s1"].needs
     assert "model.init_from={vision}" in with_start["sft_multi-s1"].commands[0]
     assert all("model.freeze_vision=true" in with_start[name].commands[0] for name in ("sft_multi-s1", "rl_unbiased-s3"))
     assert not [word for word in without["rl_unbiased-s3"].commands[0] if "freeze" in word]
     assert "vision" not in without and not [word for word in without["sft_multi-s1"].commands[0] if "init_from" in word]
+    assert "language" not in with_start
+    both = whole_graph(replace(recipe, vision=replace(recipe.vision, steps=10),
+                               language=replace(recipe.language, steps=5)), SEEDS)
+    assert both["language"].needs == ("vision",) and "model.init_from={vision}" in both["language"].commands[0]
+    assert all("model.init_from={language}" in both[name].commands[0] for name in ("sft_single-s1", "sft_mock_0-s3"))
 
 
 @pytest.mark.parametrize(("changed", "words"), [
     ({"rl": {"step": 3}}, "step"),
+    ({"vision": {"steps": 0}, "language": {"steps": 5}}, "language.steps=5, vision.steps=0: set both"),
     ({"sft": {"multi": {"data": "six_turn"}}}, "set it to one of single, two_turn, multi_turn"),
     ({"rl": {"estimators": ["unbiased"]}}, "cross_turn among them"),
     ({"scenes": {"validation": 10**6}}, "from 1 to less than"),
