@@ -17,7 +17,7 @@ from nemo_mtdrive.reproduce.results import read_result
 @pytest.mark.end_to_end
 def test_a_table_and_a_page_from_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = OmegaConf.merge(OmegaConf.load(RECIPES / "recipe.yaml"), {
-        "scenes": {"width": 56, "height": 28}, "mock": {"shares": [0.5]}, "vision": {"steps": 0},
+        "scenes": {"width": 56, "height": 28}, "mock": {"shares": [0.5]}, "vision": {"steps": 0}, "language": {"steps": 0},
         "rl": {"turns": 2, "sweep": 2}, "sft": {"multi": {"set": ["rollout.max_turns=1", "rollout.max_answer_tokens=24"]}}})
     OmegaConf.save(recipe, tmp_path / "recipe.yaml")
     out = tmp_path / "out"
