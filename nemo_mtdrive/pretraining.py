@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from nemo_mtdrive.config import Config, ConfigError
 from nemo_mtdrive.data.prepare import scene_arguments
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nemo_mtdrive.algorithms.policy import MicroBatch
+    from nemo_mtdrive.algorithms.resumable import ResumableTraining
     from nemo_mtdrive.models.qwen25_vl import Qwen25VLModel
 
 REPORT = "pretraining.json"
@@ -108,17 +109,8 @@ def pretrain_language(config: Config, out: Path, progress: Progress) -> dict[str
     return report
 
 
-class _Training(Protocol):
-    step: int
-
-    def train_step(self) -> float: ...
-
-    def save(self, path: Path, request: str) -> None: ...
-
-    def load(self, path: Path, request: str) -> bool: ...
-
-
-def _train(training: _Training, steps: int, save_every: int, out: Path, request: str, progress: Progress, name: str) -> None:
+def _train(training: ResumableTraining, steps: int, save_every: int, out: Path, request: str, progress: Progress,
+           name: str) -> None:
     """To the last step, from where a killed command saved."""
     state = _state_of(out)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ LR_END = 0.02
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class ResumableTraining:
+class ResumableTraining(ABC):
     """Steps of AdamW with a warm-up, a cosine and clipped gradients.
 
     Args:
@@ -33,6 +34,10 @@ class ResumableTraining:
         self._schedule = (steps, lr, warmup_steps, LR_END)
         self._optimizer = torch.optim.AdamW(trained.values(), betas=(0.9, 0.95), weight_decay=weight_decay)
         self.device = next(iter(trained.values())).device
+
+    @abstractmethod
+    def train_step(self) -> float:
+        """One optimizer step; returns the loss."""
 
     def update(self, loss: Tensor) -> float:
         """One optimizer step down the loss, whose value is returned."""

@@ -2,8 +2,8 @@
 
 A motion is a handful of numbers: a speed, a curvature, and how both change. Its past and the command stand in the question
 as a scene's do, its next four seconds are the answer. Where a conversation goes on, feedback in the agent's own words names
-points of that plan, and the next plan gives way: slower where it is told of an object, with less of a curve where it is told
-that it leaves the road. There is no road and no object: only form, counting, and how vehicles move can be learned here.
+points of that plan, and the next plan gives way: slower where it is told of an object, curved otherwise where it is told that
+it leaves the road. There is no road and no object: only form, counting, and how vehicles move can be learned here.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def talk(rng: np.random.Generator) -> Talk:
 
 
 def draw_motion(rng: np.random.Generator) -> Motion:
-    """One in eight stands, three in eight drive straight on."""
+    """One in eight is at rest, three in eight move straight on."""
     kind = rng.integers(8)
     speed = 0.0 if kind == 0 else abs(rng.normal(6.0, 4.0))
     curvature, bend = (0.0, 0.0) if kind < 4 else (rng.normal(0.0, rng.choice([0.005, 0.05])), rng.normal(0.0, 0.005))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from torch import Tensor
 from nemo_mtdrive.algorithms.vision_pretraining import VisionPretraining, straight_on
 from nemo_mtdrive.config_pretraining import PretrainingConfig
 from nemo_mtdrive.data.views import COLUMNS, ROWS, Views
+from tests.algorithms.commands import run_command
 
 HIDDEN = 16
 
@@ -89,11 +87,6 @@ def test_a_killed_training_goes_on_as_the_same(tmp_path: Path) -> None:
     assert second.load(tmp_path / "state", "this")
     assert second.step == 3
     assert [second.train_step() for _ in range(3)] == pytest.approx(losses[3:], rel=1e-5)
-
-
-def run_command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-W", "ignore", "-m", "nemo_mtdrive.cli", *words], capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600, check=False)
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -76,8 +76,7 @@ def test_conversations_are_read_as_an_episodes() -> None:
     for each in drawn:
         assert all(parse_answer(answer).trajectory is not None for answer, _ in each.turns)
         told = [feedback for _, feedback in each.turns]
-        assert told[-1] is None and all(text.startswith(OPENING) and text.endswith(CLOSING) for text in told[:-1] if text)
-        assert all(told[:-1])
+        assert told[-1] is None and all(text and text.startswith(OPENING) and text.endswith(CLOSING) for text in told[:-1])
         assert "- t-0: (0.0, 0.0, 0.0)" in each.question
     commands = [each.question.split("command: [")[1].split("]")[0] for each in drawn]
     assert {command: commands.count(command) > 10 for command in set(commands)} == {
