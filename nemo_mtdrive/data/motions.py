@@ -2,8 +2,8 @@
 
 A motion is a handful of numbers: a speed, a curvature, and how both change. Its past and the command stand in the question
 as a scene's do, its next four seconds are the answer. Where a conversation goes on, feedback in the agent's own words names
-points of that plan, and the next plan gives way: slower where it is told of an object, curved otherwise where it is told that
-it leaves the road. There is no road and no object: only form, counting, and how vehicles move can be learned here.
+points of that plan, and the next plan gives way: slower where it is told of an object, curved otherwise where it is told
+that it leaves the road. There is no road and no object: only form, counting, and how vehicles move can be learned here.
 """
 
 from __future__ import annotations
